@@ -1,0 +1,169 @@
+"""The snapshot document: what policy hands to the snapshot compiler, as structs and as JSON.
+
+The layout is version 1 of the contract with `rust/mesh`, which reads it with unknown fields denied.
+The structs only hold and encode; every decision is made in `meshfast.policy.compile`.
+
+Tests: tests/core/test_compile.py (golden documents in tests/core/golden).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "Cluster",
+    "Destination",
+    "Document",
+    "Endpoint",
+    "HttpRoute",
+    "Listener",
+    "Match",
+    "NamedMatch",
+    "Service",
+    "StringMatch",
+    "TcpRoute",
+    "VirtualHost",
+    "Workload",
+    "decode_document",
+    "encode_document",
+]
+
+VERSION = 1
+
+Balancer = Literal["LEAST_REQUEST", "RANDOM", "ROUND_ROBIN"]
+Direction = Literal["gateway", "inbound", "outbound"]
+Protocol = Literal["HTTP", "TCP"]
+
+StringMatch = dict[str, str | bool]  # one entry: exact, prefix, regex (RE2, full match) or present
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the document: frozen, named arguments, closed against unknown fields."""
+
+
+class Workload(_Part):
+    """One running instance, as the telemetry labels name it; an empty string is "unknown"."""
+
+    name: str
+    namespace: str
+    app: str
+    revision: str
+    principal: str = ""
+
+
+class Service(_Part):
+    """What an operator calls a cluster's service: its host, its name and its namespace."""
+
+    host: str
+    name: str
+    namespace: str
+
+
+class Endpoint(_Part):
+    """One address of a cluster; `0 <= slot < 4096`, `weight >= 1`."""
+
+    slot: int
+    address: str
+    weight: int
+    workload: Workload
+
+
+class Cluster(_Part):
+    """A named upstream: endpoints and how to choose among them; times in milliseconds."""
+
+    name: str
+    service: Service
+    subset: str
+    balancer: Balancer
+    connect_timeout_ms: int
+    idle_timeout_ms: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Destination(_Part):
+    """A cluster and its part of the traffic: weight / sum of the weights."""
+
+    cluster: str
+    weight: int
+
+
+class NamedMatch(_Part):
+    """A condition on one header or query parameter; `invert` turns the answer round."""
+
+    name: str
+    match: StringMatch
+    invert: bool = False
+
+
+class Match(_Part):
+    """Conditions that must all hold; None means that nothing is asked of that part."""
+
+    uri: StringMatch | None = None
+    ignore_uri_case: bool = False
+    method: StringMatch | None = None
+    scheme: StringMatch | None = None
+    authority: StringMatch | None = None
+    headers: tuple[NamedMatch, ...] = ()
+    query_params: tuple[NamedMatch, ...] = ()
+
+
+class HttpRoute(_Part):
+    """The first route of a virtual host with a match that holds is taken; no matches = always."""
+
+    name: str
+    matches: tuple[Match, ...]
+    timeout_ms: int | None
+    destinations: tuple[Destination, ...]
+
+
+class VirtualHost(_Part):
+    """The routes for some domains; a domain occurs once per listener."""
+
+    name: str
+    domains: tuple[str, ...]
+    routes: tuple[HttpRoute, ...]
+
+
+class TcpRoute(_Part):
+    """Where the connections of a TCP listener go."""
+
+    name: str
+    destinations: tuple[Destination, ...]
+
+
+class Listener(_Part):
+    """One bound address; `name` is the direction, a slash, and the address to bind."""
+
+    name: str
+    direction: Direction
+    protocol: Protocol
+    forward_proxy: bool = False
+    virtual_hosts: tuple[VirtualHost, ...] = ()
+    tcp_routes: tuple[TcpRoute, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """The address to bind: `ip:port` or `[ip6]:port`."""
+        return self.name.partition("/")[2]
+
+
+class Document(_Part):
+    """Everything that workers need to know of one generation."""
+
+    version: int = VERSION
+    generation: int
+    workload: Workload
+    listeners: tuple[Listener, ...]
+    clusters: tuple[Cluster, ...]
+
+
+def encode_document(document: Document) -> bytes:
+    """Encode as JSON, the same bytes for the same document."""
+    return msgspec.json.encode(document)
+
+
+def decode_document(data: bytes) -> Document:
+    """Decode what `encode_document` wrote; raises msgspec.ValidationError on anything else."""
+    return msgspec.json.decode(data, type=Document)

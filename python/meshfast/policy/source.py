@@ -1,0 +1,80 @@
+"""Where the configuration of a proxy comes from, and the one way from there to a document.
+
+The CLI (at start, and for `--mode validate`) and the agent (at SIGHUP and when DNS answers change)
+both call `compile_source`, so that what the validator accepts is what the server runs.
+
+Nothing here resolves names: `resolve` is an argument. The only I/O is reading `config_path`.
+
+Tests: tests/core/test_source.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from meshfast.policy.compile import compile
+from meshfast.policy.document import Document, encode_document
+from meshfast.policy.forward import forward_proxy, static_forward
+from meshfast.policy.slots import SlotAllocator
+from meshfast.resources import Loaded, load_file, load_text, render_yaml
+
+__all__ = ["Resolve", "Source", "compile_source", "load_and_compile", "load_source"]
+
+Resolve = Callable[[str], list[str]]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the resources come from; exactly one of the three forms.
+
+    - `config_path`: a file of resources, read again at every compile.
+    - `listen` and `to`: what `proxy --listen A --to B` stands for.
+    - `listen` and `forward`: an HTTP forward proxy.
+
+    Unknown keys are skipped, so `msgspec.convert(agent_settings, Source)` takes the settings of the
+    agent as they are.
+    """
+
+    config_path: str | None = None
+    listen: str | None = None
+    to: str | None = None
+    forward: bool = False
+
+
+def compile_source(
+    source: Source,
+    *,
+    generation: int,
+    allocator: SlotAllocator,
+    resolve: Resolve,
+) -> bytes:
+    """Read the source and compile it to the JSON of a snapshot document.
+
+    `resolve` maps a host name to its IP addresses, in a stable order; an empty list is a name that
+    does not resolve now, whose cluster then has no endpoint. It is called once per name.
+
+    Raises ConfigError with every problem found; the allocator is unchanged then.
+    """
+    document = load_and_compile(source, allocator, generation, resolve)
+    return encode_document(document)
+
+
+def load_and_compile(
+    source: Source, allocator: SlotAllocator, generation: int, resolve: Resolve
+) -> Document:
+    """Do the same as `compile_source`, and return the document as a struct."""
+    return compile(
+        load_source(source), generation=generation, allocator=allocator, resolve=resolve
+    )
+
+
+def load_source(source: Source) -> list[Loaded]:
+    """Load the resources that the source stands for; raises ConfigError."""
+    if source.config_path is not None:
+        return load_file(source.config_path)
+    if source.listen is None or (source.to is None) != source.forward:
+        raise ValueError("a source is a config_path, or listen and one of to and forward")
+    if source.to is not None:
+        return load_text(render_yaml(static_forward(source.listen, source.to)), "--listen --to")
+    return load_text(render_yaml([forward_proxy(source.listen)]), "--listen --forward")
