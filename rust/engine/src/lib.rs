@@ -1,0 +1,3 @@
+//! placeholder
+mod os;
+pub mod shared;

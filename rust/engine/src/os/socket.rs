@@ -1,0 +1,49 @@
+//! Socket options that neither std nor mio offer.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Takes ownership of a descriptor this process was given by number at its start.
+///
+/// # Errors
+/// When `raw` is not open.
+pub(crate) fn owned(raw: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD touches nothing; it answers EBADF for a number that is not open.
+    if unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open, and given to this process alone by its settings.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Sends FIN: everything written so far is delivered, nothing more will be.
+pub(crate) fn shutdown_write(descriptor: BorrowedFd<'_>) {
+    // SAFETY: a plain system call; a socket that is gone already answers an error we do not need.
+    unsafe { libc::shutdown(descriptor.as_raw_fd(), libc::SHUT_WR) };
+}
+
+/// Makes the coming close a reset (`SO_LINGER` 0), so that the peer cannot take what it has got for
+/// a complete message.
+pub(crate) fn abort_on_close(descriptor: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    set(descriptor, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// `TCP_USER_TIMEOUT` (tcp(7)): how long sent data may stay unacknowledged.
+pub(crate) fn user_timeout(descriptor: BorrowedFd<'_>, milliseconds: u32) {
+    set(descriptor, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &milliseconds);
+}
+
+/// Sets an option that is an optimisation: an old kernel or another socket family may refuse it.
+fn set<T>(descriptor: BorrowedFd<'_>, level: i32, name: i32, value: &T) {
+    // SAFETY: `value` is valid for its own size.
+    unsafe {
+        libc::setsockopt(
+            descriptor.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        );
+    }
+}

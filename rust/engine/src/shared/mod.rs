@@ -1,0 +1,186 @@
+//! The memory all processes of one sidecar share: one `memfd`, one layout, one writer per line.
+//!
+//! Workers write counters, gauges, series and access-log lines here; every worker reads the active
+//! requests of all (least request over all workers), and the agent reads everything for metrics.
+//! There is no lock. What it refuses: a mapping whose magic, layout version or length is not ours.
+//!
+//! Invariants:
+//! 1. Every line has one writer, the worker of its slot; readers sum over slots.
+//! 2. Counters live by worker *slot*, not by process: a worker that takes over a slot after a crash
+//!    continues its counters, so that they never go backwards, and zeroes its gauges.
+//! 3. The file is sparse and made once at its full size; it is never remapped or grown.
+//! 4. A series' labels are complete before its index entry says so (release/acquire).
+//!
+//! Tests: at the end of this file, `series.rs` and `ring.rs`.
+
+mod endpoints;
+mod layout;
+mod ring;
+mod series;
+mod workers;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use crate::os::SharedMapping;
+
+pub use endpoints::EndpointTotals;
+pub(crate) use endpoints::EndpointLines;
+pub use layout::{BUCKETS_MS, BUCKET_COUNT, ENDPOINT_SLOTS, LAYOUT_VERSION};
+use layout::{Layout, MAGIC};
+pub(crate) use ring::Ring;
+pub use series::{Histogram, HttpTotals, Kind, TcpTotals, SeriesTotals};
+pub(crate) use series::{HttpSample, Series, SeriesTable};
+pub use workers::{State, WorkerTotals};
+pub(crate) use workers::WorkerLine;
+
+/// The shared memory of one sidecar.
+pub struct SharedMemory {
+    mapping: SharedMapping,
+    layout: Layout,
+}
+
+impl SharedMemory {
+    /// Makes the memory for `worker_slots` workers (twice the number that serve at once).
+    ///
+    /// # Errors
+    /// What the kernel answers; `InvalidInput` for 0 or more than 1,024 slots.
+    pub fn create(worker_slots: u32) -> io::Result<Self> {
+        let layout = Layout::new(worker_slots)?;
+        let mapping = SharedMapping::create(layout.length())?;
+        mapping.word32(layout::HEADER_WORKER_SLOTS).store(worker_slots, Ordering::Relaxed);
+        mapping.word32(layout::HEADER_VERSION).store(LAYOUT_VERSION, Ordering::Relaxed);
+        mapping.word64(layout::HEADER_MAGIC).store(MAGIC, Ordering::Release);
+        Ok(Self { mapping, layout })
+    }
+
+    /// Maps the memory that another process made.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is not of this layout, else what the kernel answers.
+    pub fn open(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        let mapping = SharedMapping::open(descriptor)?;
+        let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+        if mapping.length() < layout::HEADER_BYTES {
+            return Err(refused("shared memory is shorter than its header"));
+        }
+        if mapping.word64(layout::HEADER_MAGIC).load(Ordering::Acquire) != MAGIC {
+            return Err(refused("not the shared memory of a meshfast sidecar"));
+        }
+        let version = mapping.word32(layout::HEADER_VERSION).load(Ordering::Relaxed);
+        if version != LAYOUT_VERSION {
+            return Err(refused(&format!(
+                "shared memory has layout {version}, this meshfast reads {LAYOUT_VERSION}"
+            )));
+        }
+        let layout =
+            Layout::new(mapping.word32(layout::HEADER_WORKER_SLOTS).load(Ordering::Relaxed))?;
+        if mapping.length() < layout.length() {
+            return Err(refused("shared memory is shorter than its layout"));
+        }
+        Ok(Self { mapping, layout })
+    }
+
+    /// The descriptor, for handing to another process.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.mapping.descriptor()
+    }
+
+    /// How many worker slots there are.
+    #[must_use]
+    pub fn worker_slots(&self) -> u32 {
+        self.layout.worker_slots
+    }
+
+    /// What each worker slot says of itself.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerTotals> {
+        (0..self.layout.worker_slots).map(|slot| workers::read(self, slot)).collect()
+    }
+
+    /// Every series, equal labels summed over all workers.
+    #[must_use]
+    pub fn series(&self) -> Vec<SeriesTotals> {
+        series::read_all(self)
+    }
+
+    /// Every endpoint slot that was ever used.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointTotals> {
+        endpoints::read_all(self)
+    }
+
+    /// Takes whole access-log lines out of the workers' rings, about `limit` bytes at most.
+    #[must_use]
+    pub fn drain_access_log(&self, limit: usize) -> Vec<u8> {
+        let mut lines = Vec::new();
+        for slot in 0..self.layout.worker_slots {
+            ring::drain(self, slot, limit, &mut lines);
+        }
+        lines
+    }
+}
+
+/// One worker's share: the lines it alone writes.
+pub(crate) struct WorkerShare {
+    pub(crate) line: WorkerLine,
+    pub(crate) endpoints: EndpointLines,
+    pub(crate) series: SeriesTable,
+    pub(crate) ring: Ring,
+}
+
+impl WorkerShare {
+    /// Takes over `slot`: gauges start at zero, counters go on where they were.
+    pub(crate) fn take(memory: &Rc<SharedMemory>, slot: u32) -> Self {
+        Self {
+            line: WorkerLine::take(memory, slot),
+            endpoints: EndpointLines::take(memory, slot),
+            series: SeriesTable::take(memory, slot),
+            ring: Ring::take(memory, slot),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_second_process_maps_what_the_first_made() {
+        let made = SharedMemory::create(4).unwrap();
+        let opened = SharedMemory::open(made.descriptor()).unwrap();
+        assert_eq!(opened.worker_slots(), 4);
+    }
+
+    #[test]
+    fn refuses_memory_of_another_layout() {
+        let made = SharedMemory::create(2).unwrap();
+        made.mapping.word32(layout::HEADER_VERSION).store(LAYOUT_VERSION + 1, Ordering::Relaxed);
+        let refused = SharedMemory::open(made.descriptor()).err().unwrap();
+        assert!(refused.to_string().contains("layout"), "{refused}");
+    }
+
+    #[test]
+    fn refuses_memory_that_is_not_ours() {
+        let foreign = SharedMapping::create(8192).unwrap();
+        assert!(SharedMemory::open(foreign.descriptor()).is_err());
+    }
+
+    #[test]
+    fn a_successor_zeroes_gauges_and_keeps_counters() {
+        let memory = Rc::new(SharedMemory::create(2).unwrap());
+        let first = WorkerShare::take(&memory, 0);
+        first.line.connection_opened();
+        first.endpoints.request_started(7);
+        drop(first);
+        let second = WorkerShare::take(&memory, 0);
+        let line = &memory.workers()[0];
+        assert_eq!((line.connections, line.accepted), (0, 1));
+        assert_eq!(second.endpoints.active(7), 0);
+        assert_eq!(memory.endpoints()[0].requests, 1);
+    }
+}
