@@ -44,7 +44,7 @@ test: ## lint, types and every test but the long ones; what CI runs
 	@$(STEP) --table
 
 test-full: ## make test with the tests marked full: conformance, peers, chaos at CI size
-	@$(MAKE) --no-print-directory test PYTEST="-m '' $(PYTEST)"
+	@$(MAKE) --no-print-directory test PYTEST="-m 'not soak' $(PYTEST)"
 
 soak: ## the tests marked soak, at full size, on what `make test` built
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(PYTEST)

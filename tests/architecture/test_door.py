@@ -1,0 +1,54 @@
+"""The developer's door: `make help`, the README's first commands, what CI runs, one version."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.repository import ROOT, text, version
+
+TARGETS = ["demo", "test", "test-full", "soak", "bench", "wheel", "lint", "types", "fmt", "clean"]
+
+
+def make(*arguments: str) -> str:
+    """Return what make prints, apart from a make that runs these tests and its list of steps."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        env=inherited | {"STEPS_FILE": os.devnull},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_help_lists_every_target_with_a_sentence() -> None:
+    listed = re.findall(r"^  make (\S+) +\S.*$", make(), re.MULTILINE)
+    assert listed == ["help", *TARGETS]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_has_a_recipe(target: str) -> None:
+    assert make("--dry-run", target).strip()
+
+
+def test_the_first_two_commands_of_the_readme_are_demo_and_test() -> None:
+    commands = re.findall(r"^make (\S+)", text(Path("README.md")), re.MULTILINE)
+    assert commands[:2] == ["demo", "test"]
+
+
+def test_ci_ends_with_the_test_command_of_the_readme() -> None:
+    assert text(Path(".ci/run")).rstrip().endswith("exec make test")
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    newest = re.search(r"^## (\S+)", text(Path("CHANGELOG.md")), re.MULTILINE)
+    assert newest is not None
+    readme = re.findall(r"meshfast[-=]+(\d+\.\d+\.\d+)", text(Path("README.md")))
+    told = {"CHANGELOG.md": newest[1], "installed": importlib.metadata.version("meshfast")}
+    told |= {f"README.md: {found}": found for found in readme}
+    assert set(told.values()) == {version()}, told
