@@ -71,7 +71,7 @@ def _judge(report: pytest.TestReport | pytest.CollectReport, expected: str | Non
     report.outcome = "failed"
     report.longrepr = f"{report.nodeid}: {complaint}"
     if expected is not None:
-        del report.wasxfail  # type: ignore[union-attr]
+        del report.wasxfail
 
 
 def _reason(longrepr: object) -> str:
