@@ -27,17 +27,6 @@ ROOMS = [
     "telemetry",
     "worker",
 ]
-    "agent",
-    "cli",
-    "control",
-    "discovery",
-    "errors",
-    "policy",
-    "resources",
-    "supervisor",
-    "telemetry",
-    "worker",
-]
 
 # (importing room, imported module); the layers of the contract "rooms" unless said otherwise.
 FORBIDDEN = [
