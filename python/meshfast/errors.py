@@ -22,9 +22,9 @@ __all__ = ["ConfigError", "EngineError", "MeshfastError", "Problem"]
 class Problem:
     """One thing wrong with the configuration, at the place where it can be repaired.
 
-    `line` and `column` count from 1 (characters); 0 means that the place is not known. `path` is the
-    field, as in `spec.http[0].route[1].weight`; empty for the whole document. `hint` is what to do,
-    empty when there is nothing to add.
+    `line` and `column` count from 1 (characters); 0 means that the place is not known. `path` is
+    the field, as in `spec.http[0].route[1].weight`; empty for the whole document. `hint` is what to
+    do, empty when there is nothing to add.
     """
 
     message: str
@@ -50,8 +50,8 @@ class MeshfastError(Exception):
 class ConfigError(MeshfastError):
     """The configuration was refused; `problems` holds everything that was found, in file order.
 
-    A plain string is accepted for the callers that know no place (the snapshot compiler): it becomes
-    one problem.
+    A plain string is accepted for the callers that know no place (the snapshot compiler): it
+    becomes one problem.
     """
 
     problems: tuple[Problem, ...]

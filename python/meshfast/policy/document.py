@@ -43,7 +43,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A part of the document: frozen, named arguments, closed against unknown fields."""
 
 
-class Workload(_Part):
+class Workload(_Part, frozen=True, kw_only=True):
     """One running instance, as the telemetry labels name it; an empty string is "unknown"."""
 
     name: str
@@ -53,7 +53,7 @@ class Workload(_Part):
     principal: str = ""
 
 
-class Service(_Part):
+class Service(_Part, frozen=True, kw_only=True):
     """What an operator calls a cluster's service: its host, its name and its namespace."""
 
     host: str
@@ -61,7 +61,7 @@ class Service(_Part):
     namespace: str
 
 
-class Endpoint(_Part):
+class Endpoint(_Part, frozen=True, kw_only=True):
     """One address of a cluster; `0 <= slot < 4096`, `weight >= 1`."""
 
     slot: int
@@ -70,7 +70,7 @@ class Endpoint(_Part):
     workload: Workload
 
 
-class Cluster(_Part):
+class Cluster(_Part, frozen=True, kw_only=True):
     """A named upstream: endpoints and how to choose among them; times in milliseconds."""
 
     name: str
@@ -82,14 +82,14 @@ class Cluster(_Part):
     endpoints: tuple[Endpoint, ...]
 
 
-class Destination(_Part):
+class Destination(_Part, frozen=True, kw_only=True):
     """A cluster and its part of the traffic: weight / sum of the weights."""
 
     cluster: str
     weight: int
 
 
-class NamedMatch(_Part):
+class NamedMatch(_Part, frozen=True, kw_only=True):
     """A condition on one header or query parameter; `invert` turns the answer round."""
 
     name: str
@@ -97,7 +97,7 @@ class NamedMatch(_Part):
     invert: bool = False
 
 
-class Match(_Part):
+class Match(_Part, frozen=True, kw_only=True):
     """Conditions that must all hold; None means that nothing is asked of that part."""
 
     uri: StringMatch | None = None
@@ -109,7 +109,7 @@ class Match(_Part):
     query_params: tuple[NamedMatch, ...] = ()
 
 
-class HttpRoute(_Part):
+class HttpRoute(_Part, frozen=True, kw_only=True):
     """The first route of a virtual host with a match that holds is taken; no matches = always."""
 
     name: str
@@ -118,7 +118,7 @@ class HttpRoute(_Part):
     destinations: tuple[Destination, ...]
 
 
-class VirtualHost(_Part):
+class VirtualHost(_Part, frozen=True, kw_only=True):
     """The routes for some domains; a domain occurs once per listener."""
 
     name: str
@@ -126,14 +126,14 @@ class VirtualHost(_Part):
     routes: tuple[HttpRoute, ...]
 
 
-class TcpRoute(_Part):
+class TcpRoute(_Part, frozen=True, kw_only=True):
     """Where the connections of a TCP listener go."""
 
     name: str
     destinations: tuple[Destination, ...]
 
 
-class Listener(_Part):
+class Listener(_Part, frozen=True, kw_only=True):
     """One bound address; `name` is the direction, a slash, and the address to bind."""
 
     name: str
@@ -149,7 +149,7 @@ class Listener(_Part):
         return self.name.partition("/")[2]
 
 
-class Document(_Part):
+class Document(_Part, frozen=True, kw_only=True):
     """Everything that workers need to know of one generation."""
 
     version: int = VERSION

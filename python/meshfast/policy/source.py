@@ -64,9 +64,7 @@ def load_and_compile(
     source: Source, allocator: SlotAllocator, generation: int, resolve: Resolve
 ) -> Document:
     """Do the same as `compile_source`, and return the document as a struct."""
-    return compile(
-        load_source(source), generation=generation, allocator=allocator, resolve=resolve
-    )
+    return compile(load_source(source), generation=generation, allocator=allocator, resolve=resolve)
 
 
 def load_source(source: Source) -> list[Loaded]:
@@ -77,4 +75,4 @@ def load_source(source: Source) -> list[Loaded]:
         raise ValueError("a source is a config_path, or listen and one of to and forward")
     if source.to is not None:
         return load_text(render_yaml(static_forward(source.listen, source.to)), "--listen --to")
-    return load_text(render_yaml([forward_proxy(source.listen)]), "--listen --forward")
+    return load_text(render_yaml(forward_proxy(source.listen)), "--listen --forward")

@@ -1,0 +1,62 @@
+"""Resources to a snapshot document: the whole translation, in order.
+
+    resources → index (by name) → listeners and routes → the clusters they name → slots
+
+Every problem of every step is raised together, except that slots are given only when there is
+none. Pure: the same resources, slots and answers of `resolve` give the same document.
+
+Tests: tests/core/test_compile.py, with golden documents in tests/core/golden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from meshfast.errors import ConfigError
+from meshfast.policy import names
+from meshfast.policy.clusters import build_clusters, check_entries
+from meshfast.policy.document import Document, Workload
+from meshfast.policy.index import Index
+from meshfast.policy.listeners import build_listeners
+from meshfast.policy.routes import Router
+from meshfast.policy.slots import SlotAllocator
+from meshfast.resources import Loaded
+from meshfast.resources.kinds import ForwardProxy, Gateway
+
+__all__ = ["compile"]
+
+
+def compile(
+    resources: Sequence[Loaded],
+    *,
+    generation: int,
+    allocator: SlotAllocator,
+    resolve: Callable[[str], list[str]],
+) -> Document:
+    """Translate the resources; `generation >= 1` numbers the snapshot.
+
+    `resolve` gives the IP addresses of a host name now; it is called once per name.
+
+    Raises ConfigError with every problem; the allocator is unchanged then.
+    """
+    index = Index.of(resources)
+    router = Router(index)
+    listeners, problems = build_listeners(index, router)
+    problems = [*index.problems, *check_entries(index.entries), *router.problems, *problems]
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda p: (p.file, p.line, p.column)))
+    return Document(
+        generation=generation,
+        workload=_workload(resources),
+        listeners=listeners,
+        clusters=build_clusters(router.upstreams, resolve, allocator, generation),
+    )
+
+
+def _workload(resources: Sequence[Loaded]) -> Workload:
+    """Name this proxy after its first Gateway or ForwardProxy."""
+    edge = next(
+        item.resource for item in resources if isinstance(item.resource, Gateway | ForwardProxy)
+    )
+    metadata = edge.metadata
+    return names.workload(metadata.labels, metadata.namespace, metadata.name)

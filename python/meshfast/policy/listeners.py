@@ -1,0 +1,249 @@
+"""Gateways to listeners: which address serves which VirtualService under which domains.
+
+Servers with one bind address and port are one listener, whichever Gateway they stand in. On a
+listener a domain belongs to one VirtualService: a second one is refused with both places, because
+the order of a file is no way to decide between them.
+
+Tests: tests/core/test_compile.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from meshfast.errors import Problem
+from meshfast.policy import names
+from meshfast.policy.document import Listener, TcpRoute, VirtualHost
+from meshfast.policy.index import Entry, Index, nearest
+from meshfast.policy.routes import Router
+from meshfast.resources.kinds import Gateway, Protocol, Server, VirtualService
+
+__all__ = ["build_listeners"]
+
+ANY_ADDRESS = "0.0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A server and where it stands."""
+
+    gateway: Entry[Gateway]
+    position: int
+
+    @property
+    def server(self) -> Server:
+        return self.gateway.resource.spec.servers[self.position]
+
+    def path(self, *rest: str | int) -> tuple[str | int, ...]:
+        return ("spec", "servers", self.position, *rest)
+
+    def problem(self, message: str, *rest: str | int, hint: str = "") -> Problem:
+        return self.gateway.origin.problem(message, *self.path(*rest), hint=hint)
+
+    def domain(self, host: str, namespace: str) -> Iterator[str]:
+        """Give the domains under which a host of a VirtualService is served here."""
+        for server_host in self.server.hosts:
+            scope, slash, pattern = server_host.rpartition("/")
+            scope = self.gateway.namespace if scope == "." else scope
+            if slash and scope not in ("*", namespace):
+                continue
+            domain = names.intersection(pattern, host)
+            if domain is not None:
+                yield domain
+
+
+@dataclass(slots=True)
+class _Bound:
+    """An address and the servers on it; all have the protocol of the first."""
+
+    address: str
+    port: int
+    places: list[_Place] = field(default_factory=list)
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.places[0].server.port.protocol
+
+
+def build_listeners(index: Index, router: Router) -> tuple[tuple[Listener, ...], list[Problem]]:
+    """Build the listeners of all gateways and forward proxies, and find what is wrong with them."""
+    builder = _Builder(index, router)
+    builder.bind_gateways()
+    builder.bind_virtual_services()
+    listeners = [builder.listener(bound) for bound in builder.bound.values()]
+    listeners += builder.forward_proxies()
+    if not listeners:
+        problem = Problem("nothing to serve: there is no Gateway and no ForwardProxy")
+        builder.problems.append(problem)
+    return tuple(listeners), builder.problems
+
+
+class _Builder:
+    """Holds what is bound so far, and the problems."""
+
+    def __init__(self, index: Index, router: Router) -> None:
+        self.index = index
+        self.router = router
+        self.problems: list[Problem] = []
+        self.bound: dict[str, _Bound] = {}
+        self._served: dict[str, list[Entry[VirtualService]]] = {}  # by the gateway's full name
+
+    def bind_gateways(self) -> None:
+        """Group servers by address; refuse what cannot share one."""
+        for gateway in self.index.gateways.values():
+            for position in range(len(gateway.resource.spec.servers)):
+                self._bind(_Place(gateway, position))
+
+    def _bind(self, place: _Place) -> None:
+        port = place.server.port
+        address = names.socket_address(place.server.bind or ANY_ADDRESS, port.number)
+        other = self._overlapping(address, port.number)
+        if other is not None:
+            first = other.places[0]
+            message = f"{address} overlaps {other.address}; only one of them can be bound"
+            hint = f"the first is at {first.gateway.origin.place(*first.path('port', 'number'))}"
+            self.problems.append(place.problem(message, "port", "number", hint=hint))
+            return
+        bound = self.bound.setdefault(address, _Bound(address, port.number))
+        for first in bound.places:
+            self._check_shared(place, first, address)
+        bound.places.append(place)
+
+    def _overlapping(self, address: str, port: int) -> _Bound | None:
+        """Find a listener on the same port that takes the connections of this address too."""
+        wildcards = (f"0.0.0.0:{port}", f"[::]:{port}")
+        for other in self.bound.values():
+            if other.port != port or other.address == address:
+                continue
+            same_family = address.startswith("[") == other.address.startswith("[")
+            if same_family and (address in wildcards or other.address in wildcards):
+                return other
+        return None
+
+    def _check_shared(self, place: _Place, first: _Place, address: str) -> None:
+        """Two servers of one address need one protocol and different hosts."""
+        origin = first.gateway.origin
+        mine, theirs = place.server.port.protocol, first.server.port.protocol
+        if mine is not theirs:
+            message = f"{address} has the protocol {mine.value} here and {theirs.value} elsewhere"
+            hint = f"the first is at {origin.place(*first.path('port', 'protocol'))}"
+            self.problems.append(place.problem(message, "port", "protocol", hint=hint))
+        for at, host in enumerate(place.server.hosts):
+            if host in first.server.hosts:
+                where = first.path("hosts", first.server.hosts.index(host))
+                message = f"the host {host!r} is served on {address} twice"
+                hint = f"the first is at {origin.place(*where)}"
+                self.problems.append(place.problem(message, "hosts", at, hint=hint))
+
+    def bind_virtual_services(self) -> None:
+        """Find the gateways of each VirtualService and check that they serve its hosts."""
+        for entry in self.index.virtual_services:
+            self.router.check(entry)
+            wanted = [name for name in entry.resource.spec.gateways if name != "mesh"]
+            if not wanted:
+                message = "the VirtualService names no Gateway, so nothing here serves it"
+                hint = "`mesh`, the default, stands for sidecars, which are not supported yet"
+                self.problems.append(entry.origin.problem(message, "spec", "gateways", hint=hint))
+            for position, name in enumerate(entry.resource.spec.gateways):
+                if name != "mesh":
+                    self._bind_virtual_service(entry, position, name)
+
+    def _bind_virtual_service(self, entry: Entry[VirtualService], position: int, name: str) -> None:
+        full_name = name if "/" in name else f"{entry.namespace}/{name}"
+        gateway = self.index.gateways.get(full_name)
+        if gateway is None:
+            message = f"there is no Gateway {full_name}"
+            hint = nearest(full_name, self.index.gateways, "gateways")
+            path = ("spec", "gateways", position)
+            self.problems.append(entry.origin.problem(message, *path, hint=hint))
+            return
+        self._served.setdefault(full_name, []).append(entry)
+        places = [_Place(gateway, at) for at in range(len(gateway.resource.spec.servers))]
+        spec = entry.resource.spec
+        for at, host in enumerate(spec.hosts):
+            if not any(list(place.domain(host, entry.namespace)) for place in places):
+                message = f"no server of the Gateway {full_name} serves the host {host!r}"
+                self.problems.append(entry.origin.problem(message, "spec", "hosts", at))
+        protocols = {place.server.port.protocol for place in places}
+        for what, given in ((Protocol.HTTP, spec.http), (Protocol.TCP, spec.tcp)):
+            if given and what not in protocols:
+                field_name = what.value.lower()
+                message = f"no server of the Gateway {full_name} has the protocol {what.value}"
+                self.problems.append(entry.origin.problem(message, "spec", field_name))
+
+    def listener(self, bound: _Bound) -> Listener:
+        """Build one listener with everything that is served on it."""
+        name = f"gateway/{bound.address}"
+        if bound.protocol is Protocol.TCP:
+            routes = tuple(self._tcp_routes(bound))
+            return Listener(name=name, direction="gateway", protocol="TCP", tcp_routes=routes)
+        hosts = tuple(self._virtual_hosts(bound))
+        return Listener(name=name, direction="gateway", protocol="HTTP", virtual_hosts=hosts)
+
+    def _virtual_services(self, bound: _Bound) -> dict[str, Entry[VirtualService]]:
+        served = (self._served.get(place.gateway.full_name, []) for place in bound.places)
+        return {entry.full_name: entry for entries in served for entry in entries}
+
+    def _domains(self, bound: _Bound, entry: Entry[VirtualService]) -> dict[str, int]:
+        """Give the domains of a VirtualService on a listener, and which of its hosts they are."""
+        domains: dict[str, int] = {}
+        for place in bound.places:
+            if entry in self._served.get(place.gateway.full_name, []):
+                for at, host in enumerate(entry.resource.spec.hosts):
+                    for domain in place.domain(host, entry.namespace):
+                        domains.setdefault(domain, at)
+        return domains
+
+    def _virtual_hosts(self, bound: _Bound) -> Iterator[VirtualHost]:
+        owners: dict[str, tuple[Entry[VirtualService], int]] = {}
+        for entry in self._virtual_services(bound).values():
+            domains = self._domains(bound, entry)
+            if not entry.resource.spec.http or not domains:
+                continue
+            for domain, at in domains.items():
+                first, first_at = owners.setdefault(domain, (entry, at))
+                if first is not entry:
+                    message = f"the host {domain!r} on {bound.address} is routed twice"
+                    place = first.origin.place("spec", "hosts", first_at)
+                    path = ("spec", "hosts", at)
+                    hint = f"the first is at {place}"
+                    self.problems.append(entry.origin.problem(message, *path, hint=hint))
+            routes = tuple(self.router.http_routes(entry, bound.port))
+            yield VirtualHost(name=entry.full_name, domains=tuple(domains), routes=routes)
+
+    def _tcp_routes(self, bound: _Bound) -> Iterator[TcpRoute]:
+        """Give the one route of a TCP listener: without TLS nothing tells connections apart."""
+        first: Entry[VirtualService] | None = None
+        for entry in self._virtual_services(bound).values():
+            if not self._domains(bound, entry):
+                continue
+            for route in self.router.tcp_routes(entry, bound.port):
+                position = int(route.name.rpartition("/")[2])
+                if first is None:
+                    first, first_at = entry, position
+                    yield route
+                    continue
+                message = f"the connections to {bound.address} all go to the first TCP route"
+                hint = f"the first is at {first.origin.place('spec', 'tcp', first_at)}"
+                path = ("spec", "tcp", position)
+                self.problems.append(entry.origin.problem(message, *path, hint=hint))
+        if first is None:
+            message = f"no VirtualService has a tcp route for {bound.address}"
+            self.problems.append(bound.places[0].problem(message, "port"))
+
+    def forward_proxies(self) -> Iterator[Listener]:
+        """Build the listeners of the forward proxies."""
+        for entry in self.index.forward_proxies:
+            spec = entry.resource.spec
+            address = names.socket_address(spec.bind, spec.port)
+            other = self.bound.get(address) or self._overlapping(address, spec.port)
+            if other is not None:
+                message = f"{address} is taken by the listener {other.address}"
+                self.problems.append(entry.origin.problem(message, "spec", "port"))
+            yield Listener(
+                name=f"outbound/{address}",
+                direction="outbound",
+                protocol="HTTP",
+                forward_proxy=True,
+            )

@@ -1,0 +1,172 @@
+"""VirtualServices to routes: conditions, destinations and their shares.
+
+Order is kept: the first route that matches wins. A condition on another port than the listener's
+can never hold there, so it is left out of that listener; a route left without any is too.
+
+Tests: tests/core/test_compile.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from meshfast.errors import Problem
+from meshfast.policy import names
+from meshfast.policy.clusters import Upstream
+from meshfast.policy.document import (
+    Destination,
+    HttpRoute,
+    Match,
+    NamedMatch,
+    StringMatch,
+    TcpRoute,
+)
+from meshfast.policy.index import Entry, Index, nearest
+from meshfast.resources import kinds
+from meshfast.resources.kinds import VirtualService
+from meshfast.resources.texts import duration_ms
+
+__all__ = ["Router"]
+
+WEIGHTS_MAX = 2**32 - 1  # the sum of a route's weights, as in Envoy
+
+_Weighted = Sequence[kinds.HTTPRouteDestination | kinds.RouteDestination]
+
+
+@dataclass(slots=True)
+class Router:
+    """Turns rules into routes; collects the clusters that they name, and the problems."""
+
+    index: Index
+    upstreams: dict[str, Upstream] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def check(self, entry: Entry[VirtualService]) -> None:
+        """Look at all routes of a VirtualService once, wherever they are served."""
+        spec = entry.resource.spec
+        if not spec.http and not spec.tcp:
+            self.problems.append(entry.origin.problem("there is no http or tcp route", "spec"))
+        seen: dict[str, int] = {}
+        for position, route in enumerate(spec.http):
+            first = seen.setdefault(_route_name(entry, position, route), position)
+            if first != position:
+                hint = f"the first is at {entry.origin.place('spec', 'http', first)}"
+                message = "two routes have the same name"
+                path = ("spec", "http", position, "name")
+                self.problems.append(entry.origin.problem(message, *path, hint=hint))
+            self._check_destinations(entry, route.route, "http", position)
+        for position, tcp_route in enumerate(spec.tcp):
+            self._check_destinations(entry, tcp_route.route, "tcp", position)
+
+    def http_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[HttpRoute]:
+        """Give the routes that can match on a listener of this port."""
+        for position, route in enumerate(entry.resource.spec.http):
+            matches = [match for match in route.match if match.port in (None, port)]
+            if route.match and not matches:
+                continue
+            conditions = tuple(_match(match) for match in matches)
+            yield HttpRoute(
+                name=_route_name(entry, position, route),
+                matches=() if Match() in conditions else conditions,
+                timeout_ms=None if route.timeout is None else duration_ms(route.timeout),
+                destinations=self._destinations(entry, route.route),
+            )
+
+    def tcp_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[TcpRoute]:
+        """Give the routes that can match on a listener of this port."""
+        for position, route in enumerate(entry.resource.spec.tcp):
+            if not route.match or any(match.port in (None, port) for match in route.match):
+                yield TcpRoute(
+                    name=f"{entry.full_name}/tcp/{position}",
+                    destinations=self._destinations(entry, route.route),
+                )
+
+    def _destinations(
+        self, entry: Entry[VirtualService], weighted: _Weighted
+    ) -> tuple[Destination, ...]:
+        """Give the clusters and weights; a destination that was refused in `check` is left out."""
+        single = len(weighted) == 1
+        found = []
+        for item in weighted:
+            upstream = self._upstream(entry, item.destination)
+            if isinstance(upstream, str):
+                continue
+            service, port = upstream
+            name = names.cluster_name(port.number, service.host)
+            self.upstreams[name] = upstream
+            found.append(Destination(cluster=name, weight=1 if single else item.weight))
+        return tuple(found)
+
+    def _upstream(
+        self, entry: Entry[VirtualService], destination: kinds.Destination
+    ) -> Upstream | str:
+        """Find the service and port of a destination, or say why there is none."""
+        key = names.service_key(destination.host, entry.namespace)
+        service = self.index.services.get(key)
+        if service is None:
+            return f"no ServiceEntry has the host {key!r}"
+        number = destination.port.number if destination.port else None
+        port = service.port(number)
+        if port is None:
+            ports = ", ".join(str(port.number) for port in service.entry.resource.spec.ports)
+            asked = "which port is meant" if number is None else f"no port {number}"
+            return f"{asked}: the service {key} has the ports {ports}"
+        return service, port
+
+    def _check_destinations(
+        self, entry: Entry[VirtualService], weighted: _Weighted, protocol: str, position: int
+    ) -> None:
+        path = ("spec", protocol, position, "route")
+        for at, item in enumerate(weighted):
+            upstream = self._upstream(entry, item.destination)
+            if not isinstance(upstream, str):
+                continue
+            missing_host = upstream.startswith("no ServiceEntry")
+            last = "host" if missing_host else "port"
+            hint = nearest(item.destination.host, self._hosts(), "hosts") if missing_host else ""
+            place = (*path, at, "destination", last)
+            self.problems.append(entry.origin.problem(upstream, *place, hint=hint))
+        total = sum(item.weight for item in weighted)
+        if len(weighted) > 1 and not 0 < total <= WEIGHTS_MAX:
+            message = f"the weights add up to {total}; they must add up to 1 to {WEIGHTS_MAX}"
+            self.problems.append(entry.origin.problem(message, *path))
+
+    def _hosts(self) -> Iterable[str]:
+        return [service.host for service in self.index.services.values()]
+
+
+def _route_name(entry: Entry[VirtualService], position: int, route: kinds.HTTPRoute) -> str:
+    return f"{entry.full_name}/{route.name or position}"
+
+
+def _match(match: kinds.HTTPMatchRequest) -> Match:
+    headers = [(name, condition, False) for name, condition in match.headers.items()]
+    headers += [(name, condition, True) for name, condition in match.without_headers.items()]
+    return Match(
+        uri=_condition(match.uri),
+        ignore_uri_case=match.ignore_uri_case,
+        method=_condition(match.method),
+        scheme=_condition(match.scheme),
+        authority=_condition(match.authority),
+        headers=tuple(
+            NamedMatch(name=name, match=_string_match(condition), invert=invert)
+            for name, condition, invert in headers
+        ),
+        query_params=tuple(
+            NamedMatch(name=name, match=_string_match(condition))
+            for name, condition in match.query_params.items()
+        ),
+    )
+
+
+def _condition(match: kinds.StringMatch | None) -> StringMatch | None:
+    return None if match is None else _string_match(match)
+
+
+def _string_match(match: kinds.StringMatch) -> StringMatch:
+    for name in ("exact", "prefix", "regex"):
+        value = getattr(match, name)
+        if value is not None:
+            return {name: value}
+    return {"present": True}

@@ -1,0 +1,26 @@
+"""Resources: the nouns of the contract, loaded from YAML or JSON, validated and frozen.
+
+    load_file(path) -> list[Loaded]         every problem of the file in one ConfigError
+    render_yaml(resources) -> str           and back
+
+The kinds and their schema are in `kinds`, what Istio has beyond them in `istio`. A field that is
+not served is refused by name with line and column; nothing is silently ignored. Relations between
+resources are checked by `meshfast.policy`.
+
+Tests: tests/core/test_nodes.py, test_decode.py, test_load.py, test_texts.py, test_render.py.
+"""
+
+from meshfast.resources.kinds import json_schema
+from meshfast.resources.load import Loaded, Origin, load_bytes, load_file, load_text
+from meshfast.resources.render import render_json, render_yaml
+
+__all__ = [
+    "Loaded",
+    "Origin",
+    "json_schema",
+    "load_bytes",
+    "load_file",
+    "load_text",
+    "render_json",
+    "render_yaml",
+]

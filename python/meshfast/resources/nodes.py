@@ -1,0 +1,264 @@
+"""YAML and JSON text to nodes that remember line and column.
+
+The grammar is libyaml's, read as events, so no part of this recurses: nesting costs a stack entry,
+not a C frame. Scalars keep their text; what they mean is decided by `meshfast.resources.decode`
+against the type that is expected, by the core schema of YAML 1.2. The traps of YAML 1.1 therefore
+do not exist: `yes` is a string, `12:30` is a string, and `014` is refused where a number is due.
+
+Refused, each with its place: text that is not UTF-8, files over `FILE_BYTES_MAX`, nesting over
+`DEPTH_MAX`, more than `NODES_MAX` nodes after aliases are expanded (an alias bomb is refused at the
+alias that passes the limit; nothing is ever expanded in memory), aliases that contain themselves,
+tags, keys that are not strings, and keys that occur twice.
+
+Invariants:
+1. `parse` returns or raises nothing else than it documents, whatever the bytes
+   (tests/core/test_nodes.py, with a fuzzer).
+2. `size` of a node counts what its aliases stand for; `height` likewise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import yaml
+from yaml import CSafeLoader
+
+from meshfast.errors import Problem
+
+__all__ = [
+    "DEPTH_MAX",
+    "FILE_BYTES_MAX",
+    "NODES_MAX",
+    "Mapping",
+    "Node",
+    "Scalar",
+    "Sequence",
+    "core_type",
+    "parse",
+]
+
+FILE_BYTES_MAX = 8 << 20  # a mesh of 10,000 destinations is 330 kB
+DEPTH_MAX = 64  # the deepest field of Istio's kinds is at 12
+NODES_MAX = 1_000_000  # 8 MiB of the shortest nodes, aliases expanded
+
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOLEANS = frozenset({"true", "True", "TRUE", "false", "False", "FALSE"})
+_NUMBER = re.compile(
+    r"0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A leaf. `plain` tells an unquoted one, which may be a number, a boolean or null."""
+
+    line: int
+    column: int
+    text: str
+    plain: bool
+    size: int = 1
+    height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A list of nodes."""
+
+    line: int
+    column: int
+    items: tuple[Node, ...]
+    size: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Fields in the order of the file; each name occurs once."""
+
+    line: int
+    column: int
+    fields: dict[str, Node]
+    keys: dict[str, Scalar]
+    size: int
+    height: int
+
+
+Node = Scalar | Sequence | Mapping
+
+
+class _Refused(Exception):
+    """The rest of the file cannot be read; carries the problem that says why."""
+
+    def __init__(self, message: str, line: int, column: int, hint: str = "") -> None:
+        super().__init__(message)
+        self.problem = Problem(message, line=line, column=column, hint=hint)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection whose end has not been seen yet."""
+
+    line: int
+    column: int
+    anchor: str | None
+    is_mapping: bool
+    children: list[Node] = field(default_factory=list)
+
+
+def parse(data: bytes) -> tuple[list[Node], list[Problem]]:
+    """Read every document of a file.
+
+    Returns the documents up to the first place that cannot be read, and the problems found, whose
+    `file` is empty: the caller knows it. Empty documents are left out.
+    """
+    problems: list[Problem] = []
+    documents: list[Node] = []
+    try:
+        for document in _Composer(_text(data), problems).documents():
+            if not (isinstance(document, Scalar) and document.plain and not document.text):
+                documents.append(document)
+    except _Refused as refused:
+        problems.append(refused.problem)
+    return documents, problems
+
+
+def core_type(text: str) -> str:
+    """Name the type that a plain scalar has in the core schema (YAML 1.2.2, section 10.3.2)."""
+    if text in _NULLS:
+        return "nothing"
+    if text in _BOOLEANS:
+        return "a boolean"
+    return "a number" if _NUMBER.fullmatch(text) else "a string"
+
+
+def _text(data: bytes) -> str:
+    """Decode UTF-8, with or without a byte order mark."""
+    if len(data) > FILE_BYTES_MAX:
+        message = f"the file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read"
+        raise _Refused(message, 1, 1, "split it into several files")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
+        raise _Refused("the file is not UTF-8 text", line, column) from None
+
+
+class _Composer:
+    """Builds nodes from libyaml's events with a stack of its own."""
+
+    def __init__(self, text: str, problems: list[Problem]) -> None:
+        self._text = text
+        self._problems = problems
+        self._stack: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+
+    def documents(self) -> Iterator[Node]:
+        """Yield the root of each document; raises _Refused where reading has to stop."""
+        try:
+            for event in yaml.parse(self._text, Loader=CSafeLoader):
+                root = self._handle(event)
+                if root is not None:
+                    self._anchors = {}
+                    yield root
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            raise _Refused(_syntax(error), line, column) from None
+        except yaml.reader.ReaderError as error:
+            before = self._text[: error.position]
+            line, start = before.count("\n") + 1, before.rfind("\n") + 1
+            message = f"the character U+{int(error.character):04X} is not allowed in YAML"
+            raise _Refused(message, line, error.position - start + 1) from None
+        except yaml.YAMLError as error:
+            raise _Refused(str(error), 1, 1) from None
+
+    def _handle(self, event: yaml.Event) -> Node | None:
+        """Take one event; returns the root when it completes a document."""
+        match event:
+            case yaml.ScalarEvent():
+                line, column = self._place(event)
+                plain = not event.style
+                scalar = Scalar(line, column, event.value, plain)
+                return self._add(scalar, event.anchor)
+            case yaml.AliasEvent():
+                line, column = self._place(event)
+                return self._add(self._aliased(event.anchor or "", line, column), None)
+            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
+                line, column = self._place(event)
+                if len(self._stack) >= DEPTH_MAX:
+                    raise _Refused(f"nested deeper than {DEPTH_MAX} levels", line, column)
+                is_mapping = isinstance(event, yaml.MappingStartEvent)
+                self._stack.append(_Open(line, column, event.anchor, is_mapping))
+            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                opened = self._stack.pop()
+                return self._add(self._close(opened), opened.anchor)
+        return None
+
+    def _place(self, event: yaml.NodeEvent) -> tuple[int, int]:
+        """Give the place of an event; refuses tags, which ask for types of other languages."""
+        mark = event.start_mark
+        assert mark is not None, "libyaml marks every event"
+        line, column = mark.line + 1, mark.column + 1
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            message = f"the tag {tag} is not supported"
+            raise _Refused(message, line, column, "remove it; quote the value to make it a string")
+        return line, column
+
+    def _aliased(self, anchor: str, line: int, column: int) -> Node:
+        node = self._anchors.get(anchor)
+        if node is not None:
+            return node
+        if any(opened.anchor == anchor for opened in self._stack):
+            raise _Refused(f"the alias *{anchor} contains itself", line, column)
+        raise _Refused(f"the alias *{anchor} has no anchor before it", line, column)
+
+    def _add(self, node: Node, anchor: str | None) -> Node | None:
+        """Put a complete node where it belongs; returns it when it is a root."""
+        if anchor is not None:
+            self._anchors[anchor] = node
+        if not self._stack:
+            return node
+        if len(self._stack) + node.height > DEPTH_MAX:
+            raise _Refused(f"nested deeper than {DEPTH_MAX} levels", node.line, node.column)
+        self._stack[-1].children.append(node)
+        return None
+
+    def _close(self, opened: _Open) -> Node:
+        children = opened.children
+        size = 1 + sum(child.size for child in children)
+        height = 1 + max((child.height for child in children), default=0)
+        if size > NODES_MAX:
+            message = f"more than {NODES_MAX} values once the aliases are expanded"
+            raise _Refused(message, opened.line, opened.column)
+        if not opened.is_mapping:
+            return Sequence(opened.line, opened.column, tuple(children), size, height)
+        fields: dict[str, Node] = {}
+        keys: dict[str, Scalar] = {}
+        for key, value in zip(children[::2], children[1::2], strict=True):
+            if not isinstance(key, Scalar):
+                raise _Refused("a key must be a string", key.line, key.column)
+            if key.text in keys:
+                first = keys[key.text]
+                self._problems.append(
+                    Problem(
+                        f"the key {key.text!r} occurs twice",
+                        line=key.line,
+                        column=key.column,
+                        hint=f"the first is at {first.line}:{first.column}",
+                    )
+                )
+                continue
+            keys[key.text], fields[key.text] = key, value
+        return Mapping(opened.line, opened.column, fields, keys, size, height)
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    """Turn libyaml's two half sentences into one."""
+    return ", ".join(part for part in (error.problem, error.context) if part)

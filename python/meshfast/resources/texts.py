@@ -1,0 +1,140 @@
+"""Checks of strings that are more than strings: names, hosts, addresses, durations.
+
+Each check returns None, or what a valid value looks like, to follow "expected". They look at the
+text alone: whether a host exists is for `meshfast.policy`.
+
+Tests: tests/core/test_texts.py.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+
+__all__ = ["CHECKS", "duration_ms", "is_address"]
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)  # RFC 1123, section 2.1
+_HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?", re.ASCII)
+_HOST_CHARS_MAX = 253  # RFC 1035, section 2.3.4, without the length bytes
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-z]{1,256}", re.ASCII)  # RFC 9110, section 5.6.2
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)", re.ASCII)
+_DURATION_CHARS_MAX = 32
+_UNIT_MS = {
+    "h": 3_600_000.0,
+    "m": 60_000.0,
+    "s": 1e3,
+    "ms": 1.0,
+    "us": 1e-3,
+    "µs": 1e-3,
+    "ns": 1e-6,
+}
+DURATION_MS_MAX = 24 * 3_600_000  # a timeout of a day is none
+
+
+def duration_ms(text: str) -> int | None:
+    """Read a duration as Go writes it (`1h30m`, `250ms`); whole milliseconds, None if it is none.
+
+    Istio refuses durations below 1 ms; 0 stands for "off" and is accepted.
+    """
+    if len(text) > _DURATION_CHARS_MAX:
+        return None
+    position, total = 0, 0.0
+    while position < len(text):
+        part = _DURATION_PART.match(text, position)
+        if part is None:
+            return None
+        total += float(part[1]) * _UNIT_MS[part[2]]
+        position = part.end()
+    if not text or 0 < total < 1 or total > DURATION_MS_MAX:
+        return None
+    return round(total)
+
+
+def is_address(text: str) -> bool:
+    """Tell whether the text is an IPv4 or IPv6 address, without brackets, port or zone."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
+
+
+def _is_host(text: str) -> bool:
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= _HOST_CHARS_MAX and all(map(_HOST_LABEL.fullmatch, labels))
+
+
+def _is_host_pattern(text: str) -> bool:
+    return text == "*" or _is_host(text.removeprefix("*.")) or is_address(text)
+
+
+def _address(text: str) -> str | None:
+    return None if is_address(text) else "an IPv4 or IPv6 address, without a port"
+
+
+def _duration(text: str) -> str | None:
+    if duration_ms(text) is not None:
+        return None
+    return "a duration such as 10s, 1m30s, 1h or 250ms (0s or 1ms to 24h)"
+
+
+def _endpoint_address(text: str) -> str | None:
+    if is_address(text) or _is_host(text) or re.fullmatch(r"unix:///[^\x00]{1,100}", text):
+        return None
+    return "an IP address, a host name, or unix:///PATH, without a port"
+
+
+def _gateway_name(text: str) -> str | None:
+    namespace, slash, name = text.rpartition("/")
+    if _name(name) is None and (not slash or _LABEL.fullmatch(namespace)):
+        return None
+    return "NAME or NAMESPACE/NAME of a Gateway"
+
+
+def _header_name(text: str) -> str | None:
+    return None if _TOKEN.fullmatch(text) else "a header name in lower case"
+
+
+def _host(text: str) -> str | None:
+    return None if _is_host(text) else "a host name, without a wildcard or a port"
+
+
+def _host_pattern(text: str) -> str | None:
+    if _is_host_pattern(text):
+        return None
+    return "a host name, *.SUFFIX or *, without a port"
+
+
+def _label(text: str) -> str | None:
+    if _LABEL.fullmatch(text):
+        return None
+    return "at most 63 lower-case letters, digits and inner hyphens"
+
+
+def _name(text: str) -> str | None:
+    if len(text) <= _HOST_CHARS_MAX and all(map(_LABEL.fullmatch, text.split("."))):
+        return None
+    return "a name of lower-case letters, digits, and inner hyphens and dots"
+
+
+def _server_host(text: str) -> str | None:
+    namespace, slash, host = text.rpartition("/")
+    scoped = not slash or namespace in ("*", ".") or _LABEL.fullmatch(namespace)
+    if scoped and _is_host_pattern(host):
+        return None
+    return "HOST or NAMESPACE/HOST, where HOST is a host name, *.SUFFIX or *"
+
+
+CHECKS: dict[str, Callable[[str], str | None]] = {
+    "address": _address,
+    "duration": _duration,
+    "endpoint_address": _endpoint_address,
+    "gateway_name": _gateway_name,
+    "header_name": _header_name,
+    "host": _host,
+    "host_pattern": _host_pattern,
+    "label": _label,
+    "name": _name,
+    "server_host": _server_host,
+}
