@@ -42,13 +42,14 @@ from bench.report import AGAIN, SUBJECT, Report, as_json, as_markdown, print_rep
 
 RESULTS = BENCH / "RESULTS.md"
 REQUIREMENTS = BENCH / "requirements-peers.txt"
+LOG_WIDTH = 140  # of the tables when the output is not a terminal
 COMPILE = ("cc", "-O2", "-std=c11", "-Wall", "-Wextra", "-Werror")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; return the exit code."""
     options = parse(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     signal.signal(signal.SIGTERM, leave)
     try:
         report = measure(options, console)
@@ -108,6 +109,7 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
             f"{run.label:<16} {run.cpu_us_per_request:7.2f} us{flags}",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
 
     cases = []

@@ -1,4 +1,4 @@
-"""What the kernel says processes have cost: run time by task, busy time by core, PSS by process.
+"""What the kernel says processes have cost: run time by task, busy time by core, memory by process.
 
 Run time is the scheduler's nanoseconds (`/proc/<pid>/task/<tid>/schedstat`, first field), which on
 kernels without CONFIG_IRQ_TIME_ACCOUNTING includes the receive path that a sender on loopback runs
@@ -18,11 +18,18 @@ Tests: bench/tests/test_accounting.py.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+# A pagemap entry is 64 bits (Documentation/admin-guide/mm/pagemap.rst).
+PAGEMAP_ENTRY_BYTES = 8
+PAGE_PRESENT = 1 << 63
+PAGE_OF_FILE = 1 << 61  # file or shared memory; clear for a private copy, which is anonymous
 CPUACCT_PER_CORE = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage_percpu")
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -154,11 +161,55 @@ def name(pid: int) -> str:
 
 def pss_bytes(pid: int) -> int | None:
     """Read the proportional set size of a process; None when it is gone."""
-    try:
-        text = read_text(PROC / str(pid) / "smaps_rollup")
-    except PermissionError:
-        return None
-    for line in (text or "").splitlines():
-        if line.startswith("Pss:"):
+    return rollup_bytes(pid, "Pss")
+
+
+def alone_bytes(pids: Iterable[int]) -> int:
+    """Size of a process tree as if it were alone on the machine.
+
+    Each page counts once, whoever shares it: PSS charges only a part of a page that strangers map
+    too, and so flatters a program whose interpreter or libraries are also in use elsewhere.
+    Anonymous pages are shared within the tree at most (after fork), so their PSS is exact.
+    """
+    anonymous = 0
+    of_files: set[FilePage] = set()
+    for pid in pids:
+        anonymous += rollup_bytes(pid, "Pss_Anon") or 0
+        of_files |= file_pages(pid)
+    return anonymous + PAGE_BYTES * len(of_files)
+
+
+def rollup_bytes(pid: int, key: str) -> int | None:
+    """Read one sum of /proc/<pid>/smaps_rollup; None when the process is gone."""
+    for line in (read_text(PROC / str(pid) / "smaps_rollup") or "").splitlines():
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+FilePage = tuple[str, str, int]  # device, inode, page of the file
+
+
+def file_pages(pid: int) -> set[FilePage]:
+    """List the pages of files and shared memory that a process has mapped and present."""
+    found: set[FilePage] = set()
+    maps = (read_text(PROC / str(pid) / "maps") or "").splitlines()
+    try:
+        pagemap = (PROC / str(pid) / "pagemap").open("rb", buffering=0)
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    with pagemap:
+        for line in maps:
+            span, _, offset, device, inode, *_ = line.split()
+            if inode == "0":
+                continue
+            start, end = (int(address, 16) // PAGE_BYTES for address in span.split("-"))
+            pagemap.seek(start * PAGEMAP_ENTRY_BYTES)
+            entries = pagemap.read((end - start) * PAGEMAP_ENTRY_BYTES)
+            first = int(offset, 16) // PAGE_BYTES
+            found |= {
+                (device, inode, first + i)
+                for i, (entry,) in enumerate(struct.iter_unpack("=Q", entries))
+                if entry & PAGE_PRESENT and entry & PAGE_OF_FILE
+            }
+    return found

@@ -1,8 +1,9 @@
 """Memory by process: idle, after load, and with 1000 idle keep-alive clients on top.
 
-Each candidate runs alone with two workers (a sidecar's default). The unit is PSS, which divides a
-shared page among those who map it, so a page that strangers map too (a C library; the interpreter
-that runs this bench) is charged in part only.
+Each candidate runs alone with two workers (a sidecar's default). By process the unit is PSS, which
+divides a shared page among all who map it, strangers included (a C library; the interpreter that
+runs this bench). The total after load is therefore also given as if the tree were alone on the
+machine, each page counted once.
 
 Tests: bench/tests/test_memory.py.
 """
@@ -36,11 +37,15 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @dataclass(frozen=True)
 class Memory:
-    """PSS of one candidate in bytes, by "name/ordinal", at the three moments."""
+    """PSS of one candidate in bytes, by "name/ordinal", at the three moments.
+
+    alone: bytes of the whole tree after load, no page shared with strangers discounted.
+    """
 
     label: str
     idle: Mapping[str, int]
     after_load: Mapping[str, int]
+    alone: int
     with_idle_clients: Mapping[str, int]
 
     @property
@@ -74,11 +79,12 @@ def three_moments(started: Running, seconds: float, expected: bytes) -> Memory:
     run_wrk(started.port, LOAD_CLIENTS, seconds, LOAD_CORE)
     wait_until_quiet(started)
     after_load = pss(started)
+    alone = accounting.alone_bytes(started.members())
     with idle_clients(started.port, IDLE_CLIENTS, expected):
         wait_until_quiet(started)
         with_idle_clients = pss(started)
     check_body(started.name, started.port, expected)
-    return Memory(started.name, idle, after_load, with_idle_clients)
+    return Memory(started.name, idle, after_load, alone, with_idle_clients)
 
 
 def pss(started: Running) -> dict[str, int]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -132,7 +133,7 @@ def row(label: str, clients: int, by_label: Mapping[str, Sequence[Run]]) -> Row:
 COLUMNS = (
     "candidate",
     "clients",
-    "CPU us/request: median [95 %]",
+    "CPU us/request [95 %]",
     "min-max",
     "/ relay",
     "/ meshfast",
@@ -159,8 +160,9 @@ MEMORY_COLUMNS = (
     "candidate",
     "idle MB",
     "after load MB",
-    f"+{IDLE_CLIENTS} idle clients MB",
+    f"+{IDLE_CLIENTS} idle MB",
     "per idle client",
+    "after load, alone MB",
     "by process, after load",
 )
 
@@ -174,6 +176,7 @@ def memory_cells(memory: Memory) -> tuple[str, ...]:
             for moment in (memory.idle, memory.after_load, memory.with_idle_clients)
         ),
         f"{memory.bytes_per_idle_client / 1024:.2f} KiB",
+        f"{memory.alone / 1e6:.1f}",
         ", ".join(f"{name} {size / 1e6:.1f}" for name, size in memory.after_load.items()),
     )
 
@@ -181,17 +184,17 @@ def memory_cells(memory: Memory) -> tuple[str, ...]:
 def print_report(report: Report, console: Console) -> None:
     """Print tables and remarks."""
     for case in report.cases:
-        table = Table(*COLUMNS, title=case.case.title)
+        table = Table(*COLUMNS, title=case.case.title, box=box.SIMPLE)
         for row in case.rows:
             table.add_row(*cells(row))
         console.print(table)
     if report.memory:
-        table = Table(*MEMORY_COLUMNS, title=f"PSS, {WORKERS} workers")
+        table = Table(*MEMORY_COLUMNS, title=f"PSS, {WORKERS} workers", box=box.SIMPLE)
         for memory in report.memory:
             table.add_row(*memory_cells(memory))
         console.print(table)
     for remark in remarks(report):
-        console.print(f"- {remark}", markup=False, highlight=False)
+        console.print(f"- {remark}", markup=False, highlight=False, soft_wrap=True)
 
 
 # --- remarks -------------------------------------------------------------------------------------
@@ -275,6 +278,7 @@ def as_markdown(report: Report) -> str:
     if report.memory:
         parts += [
             f"## Memory: PSS of all processes, {WORKERS} workers (the relay has one thread)",
+            "Alone: as if nothing else on the machine shared a page with it.",
             markdown_table(MEMORY_COLUMNS, map(memory_cells, report.memory)),
         ]
     parts += [candidates_section(report), machine_section(report), commands_section(report)]
