@@ -29,6 +29,7 @@ PURE = {
 }
 # An unsafe block, function, impl or extern; not the word in prose or in a lint's name.
 UNSAFE = re.compile(r"^[^/\"]*\bunsafe\s*(\{|fn|impl|extern|trait)", re.MULTILINE)
+CLOCKS = re.compile(r"^(?!\s*//).*\b(Instant|SystemTime)::now\b", re.MULTILINE)
 PYO3 = re.compile(r"^(?!\s*//).*\bpyo3\b", re.MULTILINE)
 
 
@@ -82,6 +83,14 @@ def test_unsafe_stays_in_the_operating_system_room() -> None:
         if UNSAFE.search(text(path)) and not path.is_relative_to("rust/engine/src/os")
     ]
     assert offenders == []
+
+
+def test_only_the_clock_reads_the_time() -> None:
+    sources = [
+        path for path in tracked("rust/*/src/*.rs") if "tests" not in path.with_suffix("").parts
+    ]
+    reading = [path for path in sources if CLOCKS.search(text(path).partition("#[cfg(test)]")[0])]
+    assert [path.as_posix() for path in reading] in ([], ["rust/engine/src/clock.rs"])
 
 
 @pytest.mark.parametrize("crate", ["wire", "mesh"])

@@ -14,7 +14,7 @@ import pytest
 from tests.repository import ROOT
 
 SHELL = ["id", "printf", "sed"]
-TOOLS = ["cargo", "cargo-clippy", "cargo-fmt", "cc", "python3"]
+TOOLS = ["cargo", "cargo-clippy", "cargo-fmt", "cc", "git", "python3"]
 
 Machine = Callable[..., Path]
 
@@ -64,6 +64,7 @@ def test_a_machine_that_has_everything_is_told_nothing(machine: Machine) -> None
         ("python3", "Python 3.11 or newer (python3)", "apt-get install -y python3 python3-venv"),
         ("cc", "a C compiler (cc)", "apt-get install -y build-essential"),
         ("cargo", "cargo (Rust 1.85 or newer)", "https://sh.rustup.rs | sh -s -- -y"),
+        ("git", "git (the tests read what it tracks)", "apt-get install -y git"),
         ("cargo-fmt", "rustfmt (cargo fmt)", "rustup component add rustfmt"),
         ("cargo-clippy", "clippy (cargo clippy)", "rustup component add clippy"),
     ],
