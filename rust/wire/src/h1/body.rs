@@ -1,0 +1,340 @@
+//! Bodies to payload: length-delimited, chunked, until the end of the connection.
+//!
+//! The decoder takes bytes in any cut and gives payload slices of the very input, uncopied. It
+//! keeps no input: what it consumed can be forgotten. Chunk sizes and extensions are checked and
+//! dropped (RFC 9112 7.1.1 lets a recipient ignore extensions), so the sink frames anew. Trailers
+//! are validated as one block before the first of them is seen; only when they arrive in parts are
+//! they copied.
+//!
+//! The states of chunked coding, and the bytes that lead out of each:
+//!
+//! | state | bytes expected | next |
+//! |---|---|---|
+//! | `Size` | 1 to 16 hex digits | `;` → `ExtensionName`, CR → `SizeEnd` |
+//! | `ExtensionName` | 1 or more token bytes | `=` → `ExtensionValue`, `;` → `ExtensionName`, CR → `SizeEnd` |
+//! | `ExtensionValue` | token bytes, or `"` → `ExtensionQuoted` | `;` → `ExtensionName`, CR → `SizeEnd` |
+//! | `ExtensionQuoted` | qdtext, `\` escapes one byte | `"` → `ExtensionDone` |
+//! | `ExtensionDone` | none | `;` → `ExtensionName`, CR → `SizeEnd` |
+//! | `SizeEnd` | LF | size 0 → `Trailers`, else `Data` |
+//! | `Data` | the payload | `DataCr` |
+//! | `DataCr`, `DataLf` | CR, LF | `Size` |
+//! | `Trailers` | header lines, empty line | `Ended` |
+//!
+//! Tests: `tests/h1_framing.rs`, `tests/round_trip.rs`, fuzz target `body_chunked`.
+
+use super::head::{self, Scan, Scanned, Section};
+use super::header::{self, Header};
+use super::limits::Limits;
+use super::{Framing, Span};
+use crate::error::{Error, ErrorKind};
+use std::borrow::Cow;
+
+/// What the decoder found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyEvent<'a> {
+    /// Payload: a slice of the input, never empty.
+    Data(&'a [u8]),
+    /// The body has ended; bytes behind it are not its own. Stays so.
+    End,
+    /// Everything given is consumed; more is needed.
+    NeedMore,
+    /// The trailer section, at least one field of it. `End` comes next.
+    Trailers(Trailers<'a>),
+}
+
+/// A validated trailer section without the fields that must not come after a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trailers<'a> {
+    block: Cow<'a, [u8]>,
+    fields: Vec<Header>,
+}
+
+impl Trailers<'_> {
+    /// Names and values in the order received.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields
+            .iter()
+            .map(|field| (field.name.of(&self.block), field.value.of(&self.block)))
+    }
+
+    /// The raw lines without their CRLF, in the order received.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().map(|field| field.line.of(&self.block))
+    }
+}
+
+/// Where in the body the decoder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Payload of the current chunk still to come, at least one byte.
+    Data(u64),
+    DataCr,
+    DataLf,
+    Ended,
+    ExtensionDone,
+    /// `filled`: at least one byte of the name was there.
+    ExtensionName {
+        filled: bool,
+    },
+    ExtensionQuoted {
+        escaped: bool,
+    },
+    ExtensionValue {
+        filled: bool,
+    },
+    /// Length-delimited payload still to come, at least one byte.
+    Fixed(u64),
+    Size {
+        digits: u8,
+    },
+    SizeEnd,
+    Trailers,
+    UntilEof,
+}
+
+/// Turns the bytes of one body into payload.
+#[derive(Clone, Debug)]
+pub struct BodyDecoder {
+    state: State,
+    /// Size of the chunk whose line is being read.
+    chunk: u64,
+    /// Bytes of chunk extensions the message may still have.
+    extension_bytes_left: usize,
+    limits: Limits,
+    trailers: TrailerReader,
+}
+
+/// Most digits of a chunk size: a `u64` holds 16 hex digits.
+const CHUNK_SIZE_DIGITS_MAX: u8 = 16;
+
+impl BodyDecoder {
+    /// A decoder for one body of this framing.
+    pub fn new(framing: Framing, limits: &Limits) -> Self {
+        let state = match framing {
+            Framing::Chunked => State::Size { digits: 0 },
+            Framing::Close => State::UntilEof,
+            Framing::Length(0) | Framing::None => State::Ended,
+            Framing::Length(length) => State::Fixed(length),
+        };
+        BodyDecoder {
+            state,
+            chunk: 0,
+            extension_bytes_left: limits.chunk_extension_bytes_max,
+            limits: *limits,
+            trailers: TrailerReader::new(),
+        }
+    }
+
+    /// A relay: bytes until the peer closes, for tunnels and opaque TCP.
+    pub fn raw() -> Self {
+        BodyDecoder::new(Framing::Close, &Limits::default())
+    }
+
+    /// Takes the next bytes; gives how many were consumed and what they held. Call until
+    /// [`BodyEvent::NeedMore`] or [`BodyEvent::End`], each time with what was not consumed.
+    ///
+    /// # Errors
+    /// A fault of the framing; the message is broken and its connection cannot be used further.
+    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Result<(usize, BodyEvent<'a>), Error> {
+        let mut at = 0;
+        while self.state != State::Ended {
+            let rest = &input[at..];
+            let Some(&byte) = rest.first() else {
+                return Ok((at, BodyEvent::NeedMore));
+            };
+            match self.state {
+                State::UntilEof => return Ok((input.len(), BodyEvent::Data(rest))),
+                State::Fixed(left) | State::Data(left) => {
+                    let data = self.take_data(rest, left);
+                    return Ok((at + data.len(), BodyEvent::Data(data)));
+                }
+                State::Trailers => {
+                    let (consumed, trailers) = self.trailers.read(rest, &self.limits)?;
+                    at += consumed;
+                    let Some(trailers) = trailers else { continue };
+                    self.state = State::Ended;
+                    if !trailers.fields.is_empty() {
+                        return Ok((at, BodyEvent::Trailers(trailers)));
+                    }
+                }
+                _ => {
+                    self.state = self.step(byte)?;
+                    at += 1;
+                }
+            }
+        }
+        Ok((at, BodyEvent::End))
+    }
+
+    /// The peer closed.
+    ///
+    /// # Errors
+    /// The body had not ended, unless only the end of the connection could end it.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        match self.state {
+            State::Ended | State::UntilEof => {
+                self.state = State::Ended;
+                Ok(())
+            }
+            _ => Err(ErrorKind::BodyIncomplete.into()),
+        }
+    }
+
+    /// Nothing more belongs to this body.
+    pub fn is_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// As much of `rest` as is payload; `left` bytes of it are still to come.
+    fn take_data<'a>(&mut self, rest: &'a [u8], left: u64) -> &'a [u8] {
+        let len = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+        let left = left - len as u64;
+        self.state = match self.state {
+            State::Fixed(_) if left == 0 => State::Ended,
+            State::Fixed(_) => State::Fixed(left),
+            _ if left == 0 => State::DataCr,
+            _ => State::Data(left),
+        };
+        &rest[..len]
+    }
+
+    /// One byte of chunk framing.
+    fn step(&mut self, byte: u8) -> Result<State, Error> {
+        match self.state {
+            State::Size { digits } => self.step_size(byte, digits),
+            State::SizeEnd if byte == b'\n' && self.chunk == 0 => Ok(State::Trailers),
+            State::SizeEnd if byte == b'\n' => Ok(State::Data(self.chunk)),
+            State::SizeEnd => Err(ErrorKind::ChunkLineEnd.into()),
+            State::DataCr if byte == b'\r' => Ok(State::DataLf),
+            State::DataLf if byte == b'\n' => Ok(State::Size { digits: 0 }),
+            State::DataCr | State::DataLf => Err(ErrorKind::ChunkDataEnd.into()),
+            _ => self.step_extension(byte),
+        }
+    }
+
+    fn step_size(&mut self, byte: u8, digits: u8) -> Result<State, Error> {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ if digits == 0 => return Err(ErrorKind::ChunkSize.into()),
+            b'\r' => return Ok(State::SizeEnd),
+            b'\n' => return Err(ErrorKind::ChunkLineEnd.into()),
+            b';' => return self.spend_extension_byte(State::ExtensionName { filled: false }),
+            _ => return Err(ErrorKind::ChunkSize.into()),
+        };
+        if digits == CHUNK_SIZE_DIGITS_MAX {
+            return Err(ErrorKind::ChunkSizeTooLong.into());
+        }
+        let sum = if digits == 0 { 0 } else { self.chunk << 4 };
+        self.chunk = sum | u64::from(digit);
+        Ok(State::Size { digits: digits + 1 })
+    }
+
+    /// `*( ";" name [ "=" ( token / quoted-string ) ] )`. The white space RFC 9112 calls bad (BWS)
+    /// is refused: nothing sends it, and parsers disagree on it.
+    fn step_extension(&mut self, byte: u8) -> Result<State, Error> {
+        let token = head::is_token_byte(byte);
+        let next = match (self.state, byte) {
+            (State::ExtensionQuoted { escaped: true }, b'\t' | b' '..=b'~' | 0x80..) => {
+                State::ExtensionQuoted { escaped: false }
+            }
+            (State::ExtensionQuoted { escaped: false }, b'\\') => {
+                State::ExtensionQuoted { escaped: true }
+            }
+            (State::ExtensionQuoted { escaped: false }, b'"') => State::ExtensionDone,
+            (State::ExtensionQuoted { escaped: false }, b'\t' | b' '..=b'~' | 0x80..) => self.state,
+            (State::ExtensionName { .. }, _) if token => State::ExtensionName { filled: true },
+            (State::ExtensionValue { .. }, _) if token => State::ExtensionValue { filled: true },
+            (State::ExtensionName { filled: true }, b'=') => {
+                State::ExtensionValue { filled: false }
+            }
+            (State::ExtensionValue { filled: false }, b'"') => {
+                State::ExtensionQuoted { escaped: false }
+            }
+            (_, b'\r') if self.extension_may_end() => return Ok(State::SizeEnd),
+            (_, b';') if self.extension_may_end() => State::ExtensionName { filled: false },
+            (_, b'\n') if self.extension_may_end() => return Err(ErrorKind::ChunkLineEnd.into()),
+            _ => return Err(ErrorKind::ChunkExtension.into()),
+        };
+        self.spend_extension_byte(next)
+    }
+
+    fn extension_may_end(&self) -> bool {
+        matches!(
+            self.state,
+            State::ExtensionDone
+                | State::ExtensionName { filled: true }
+                | State::ExtensionValue { filled: true }
+        )
+    }
+
+    fn spend_extension_byte(&mut self, next: State) -> Result<State, Error> {
+        let left = self.extension_bytes_left.checked_sub(1);
+        self.extension_bytes_left = left.ok_or(ErrorKind::ChunkExtensionsTooLong)?;
+        Ok(next)
+    }
+}
+
+/// Finds the end of the trailer section and validates it whole. Holds bytes only of a section that
+/// arrives in parts; those are bounded by `head_bytes_max`.
+#[derive(Clone, Debug)]
+struct TrailerReader {
+    held: Vec<u8>,
+    scan: Scan,
+}
+
+impl TrailerReader {
+    fn new() -> Self {
+        TrailerReader {
+            held: Vec::new(),
+            scan: Scan::new(Section::Trailers),
+        }
+    }
+
+    /// Gives how many bytes of `input` were consumed, and the section when it is complete.
+    fn read<'a>(
+        &mut self,
+        input: &'a [u8],
+        limits: &Limits,
+    ) -> Result<(usize, Option<Trailers<'a>>), Error> {
+        if self.held.is_empty() {
+            return match self.scan_to_end(input, limits)? {
+                Some(end) => Ok((end, Some(self.trailers(Cow::Borrowed(&input[..end]))?))),
+                None => {
+                    self.held.extend_from_slice(input);
+                    Ok((input.len(), None))
+                }
+            };
+        }
+        let before = self.held.len();
+        let mut held = std::mem::take(&mut self.held);
+        held.extend_from_slice(input);
+        match self.scan_to_end(&held, limits)? {
+            Some(end) => {
+                held.truncate(end);
+                Ok((end - before, Some(self.trailers(Cow::Owned(held))?)))
+            }
+            None => {
+                self.held = held;
+                Ok((input.len(), None))
+            }
+        }
+    }
+
+    fn scan_to_end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Error> {
+        match self.scan.next(bytes, limits)? {
+            Scanned::End(end) => Ok(Some(end)),
+            Scanned::NeedMore => Ok(None),
+            Scanned::StartLine(_) => unreachable!("a trailer section has no start line"),
+        }
+    }
+
+    fn trailers<'a>(&self, block: Cow<'a, [u8]>) -> Result<Trailers<'a>, Error> {
+        let mut fields = Vec::new();
+        head::read_fields(&block, 0, block.len(), self.scan.fields(), &mut fields)?;
+        let kept = |name: Span, kind| !header::is_forbidden_trailer(name.of(&block), kind);
+        fields.retain(|field| kept(field.name, field.kind));
+        Ok(Trailers { block, fields })
+    }
+}
