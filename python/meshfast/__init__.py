@@ -10,11 +10,15 @@ The rooms and the direction of their imports:
     cli > supervisor | worker | agent > telemetry | policy > discovery > resources > errors
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-def __getattr__(name: str) -> str:
-    """Answer `meshfast.__version__`; nothing else is made up."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version
+    def __getattr__(name: str) -> str:
+        """Answer `meshfast.__version__`; nothing else is made up."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
 
-    return version("meshfast")
+        return version("meshfast")

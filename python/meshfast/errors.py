@@ -50,15 +50,17 @@ class MeshfastError(Exception):
 class ConfigError(MeshfastError):
     """The configuration was refused; `problems` holds everything that was found, in file order.
 
-    A plain string is accepted for the callers that know no place (the snapshot compiler): it
-    becomes one problem.
+    Text is accepted for the callers that know no place (the snapshot compiler): each of its lines
+    becomes a problem.
     """
 
     problems: tuple[Problem, ...]
 
     def __init__(self, problems: str | Iterable[Problem]) -> None:
         """Keep the problems; refuse to be raised without any, which would be a bug of ours."""
-        self.problems = (Problem(problems),) if isinstance(problems, str) else tuple(problems)
+        if isinstance(problems, str):
+            problems = [Problem(line) for line in problems.splitlines()]
+        self.problems = tuple(problems)
         assert self.problems, "a ConfigError names at least one problem"
         super().__init__("\n".join(str(problem) for problem in self.problems))
 

@@ -74,7 +74,10 @@ def _addresses(endpoint: WorkloadEntry, port: ServicePort, resolve: Resolve) -> 
         return
     number = endpoint.ports.get(port.name, port.target_port or port.number)
     ips = [endpoint.address] if is_address(endpoint.address) else resolve(endpoint.address)
-    for ip in ips:
+    # A name with both kinds of addresses is dialled by IPv4, as in Istio: the answer ::1 for
+    # "localhost" does not mean that the service listens there.
+    ipv4 = [ip for ip in ips if ":" not in ip]
+    for ip in ipv4 or ips:
         yield names.socket_address(ip, number)
 
 

@@ -17,6 +17,8 @@ __all__ = ["CHECKS", "duration_ms", "is_address"]
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)  # RFC 1123, section 2.1
 _HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 _HOST_CHARS_MAX = 253  # RFC 1035, section 2.3.4, without the length bytes
+_UNIX_PATH_BYTES_MAX = 107  # sun_path with its final NUL, unix(7)
+_UNIX_PATH = f"unix:///PATH with a path of at most {_UNIX_PATH_BYTES_MAX} bytes"
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-z]{1,256}", re.ASCII)  # RFC 9110, section 5.6.2
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)", re.ASCII)
 _DURATION_CHARS_MAX = 32
@@ -80,7 +82,11 @@ def _duration(text: str) -> str | None:
 
 
 def _endpoint_address(text: str) -> str | None:
-    if is_address(text) or _is_host(text) or re.fullmatch(r"unix:///[^\x00]{1,100}", text):
+    path = text.removeprefix("unix://")
+    if path != text:
+        fits = 1 < len(path.encode()) <= _UNIX_PATH_BYTES_MAX
+        return None if path.startswith("/") and fits and "\0" not in path else _UNIX_PATH
+    if is_address(text) or _is_host(text):
         return None
     return "an IP address, a host name, or unix:///PATH, without a port"
 

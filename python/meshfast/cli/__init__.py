@@ -1,0 +1,65 @@
+"""The `meshfast` command: arguments in, exit codes out.
+
+Exit codes: 0 is done, 1 is a refused configuration or a failed check, 2 is wrong usage (click's).
+Problems go to stderr, one per line as `file:line:column: path: message (hint)`; what a command was
+asked for goes to stdout, in the form that `-o` names.
+
+Each command is a module of this package and is imported when it is used, so that no command pays
+for the rooms of another. Nothing is decided here: a command turns arguments into the data of the
+room that does the work.
+
+Tests: tests/core/test_cli.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import rich_click as click
+
+from meshfast.errors import MeshfastError
+
+__all__ = ["app", "main"]
+
+# Command → module, and the attribute of that name in it.
+COMMANDS = {
+    "completion": "meshfast.cli.completion",
+    "proxy": "meshfast.cli.proxy",
+    "schema": "meshfast.cli.schema",
+    "version": "meshfast.cli.version",
+}
+
+
+class _LazyGroup(click.RichGroup):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands without importing them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None when there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"auto_envvar_prefix": "MESHFAST", "help_option_names": ["-h", "--help"]},
+)
+def app() -> None:
+    """A complete service mesh in one pip install."""
+
+
+def main() -> NoReturn:
+    """Run the command line; the console script."""
+    try:
+        app(prog_name="meshfast")
+    except MeshfastError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,147 @@
+"""From options to a running supervisor: compile, build the snapshot, hand over, exec.
+
+Everything that can fail because of the configuration fails here, before anything is bound. What is
+handed over lies in memory files, whose descriptors survive the exec; the lean interpreter of the
+supervisor loads none of the modules that were needed to make them.
+
+Tests: tests/core/test_launch.py; the running proxy in tests/dataplane.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from meshfast.errors import ConfigError
+from meshfast.policy import SlotAllocator, Source, compile_source
+from meshfast.policy.document import decode_document
+from meshfast.supervisor.launch import launch
+from meshfast.supervisor.settings import Settings, SettingsError
+
+__all__ = [
+    "Options",
+    "default_runtime_dir",
+    "resolve",
+    "sealed",
+    "serve",
+    "settings",
+]
+
+FIRST_GENERATION = 1
+DNS_REFRESH_S = 5  # how often the agent looks names up again
+DNS_WAIT_S = 3.0  # at start; a name that takes longer is looked up again by the agent
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What `meshfast proxy` was asked for; paths are absolute, times in milliseconds."""
+
+    source: Source
+    workers: int
+    drain_ms: int
+    metrics_address: str
+    metrics_fallback: bool
+    access_log: str
+    log_level: str
+    instance: str
+    runtime_dir: str
+
+
+def serve(options: Options) -> NoReturn:
+    """Become the supervisor of a proxy. Raises ConfigError when the configuration is refused."""
+    from meshfast import _core
+
+    document = compile_source(
+        options.source, generation=FIRST_GENERATION, allocator=SlotAllocator(), resolve=resolve
+    )
+    snapshot_fd = sealed("meshfast-snapshot", _core.Snapshot.build(document))
+    # Half of the slots is for the other side of a hot restart.
+    memory = _core.SharedMemory.create(2 * options.workers)
+    kept = [memory.fileno(), snapshot_fd]
+    written = msgspec.json.encode(settings(options, document, *kept))
+    try:
+        Settings.parse(written)  # the supervisor reads them again, after the way back is gone
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None
+    sys.stdout.flush()
+    launch(written, kept)
+
+
+def settings(
+    options: Options, document: bytes, shared_memory_fd: int, snapshot_fd: int
+) -> dict[str, Any]:
+    """Give the settings of the supervisor, version 1."""
+    sockets = [
+        {"name": listener.name, "address": listener.address, "owner": "worker", "fallback": False}
+        for listener in decode_document(document).listeners
+    ]
+    metrics = {
+        "name": "metrics",
+        "address": options.metrics_address,
+        "owner": "agent",
+        "fallback": options.metrics_fallback,
+    }
+    agent = {
+        **msgspec.to_builtins(options.source),
+        "access_log": options.access_log,
+        "metrics_socket": "metrics",
+        "dns_refresh_s": DNS_REFRESH_S,
+    }
+    return {
+        "version": 1,
+        "instance": options.instance,
+        "runtime_dir": options.runtime_dir,
+        "workers": options.workers,
+        "drain_ms": options.drain_ms,
+        "sockets": [*sockets, metrics],
+        "shared_memory_fd": shared_memory_fd,
+        "snapshot_fd": snapshot_fd,
+        "generation": FIRST_GENERATION,
+        "agent": agent,
+        "app": None,
+        "log_level": options.log_level,
+    }
+
+
+def sealed(name: str, data: bytes) -> int:
+    """Put bytes into a memory file that nobody can change any more."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def resolve(host: str) -> list[str]:
+    """Look a name up; an empty list when it has no address or the answer takes too long."""
+    found: list[str] = []
+
+    def look_up() -> None:
+        try:
+            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return
+        found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+    # getaddrinfo has no deadline of its own; a thread that is still waiting ends with the exec.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(DNS_WAIT_S)
+    return [] if thread.is_alive() else found
+
+
+def default_runtime_dir(environment: Mapping[str, str], uid: int) -> str:
+    """Choose a directory that only this user can write, and that a reboot empties."""
+    base = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if Path(base).is_dir():
+        return f"{base}/meshfast"
+    return "/run/meshfast" if uid == 0 else f"/tmp/meshfast-{uid}"
