@@ -14,7 +14,8 @@ import pytest
 from tests.repository import ROOT
 
 SHELL = ["id", "printf", "sed"]
-TOOLS = ["cargo", "cargo-clippy", "cargo-fmt", "cc", "git", "python3"]
+TOOLS = ["cargo", "cc", "git", "python3", "rustup"]
+CARGO = "echo 'cargo 1.95.0 (f2d3ce0bd 2026-03-21)'"
 
 Machine = Callable[..., Path]
 
@@ -24,22 +25,19 @@ def machine(tmp_path: Path) -> Machine:
     """Return a maker of machines: all tools but *lacking*, with scripts in place of *instead*."""
 
     def make(*lacking: str, **instead: str) -> Path:
-        for tool in [*SHELL, *TOOLS]:
-            if tool in lacking:
-                continue
-            script = tmp_path / tool
-            script.write_text(f"#!/bin/sh\n{instead.get(tool, answer(tool))}\n")
-            script.chmod(0o755)
+        shell = {tool: f'exec {shutil.which(tool)} "$@"' for tool in SHELL}
+        scripts = shell | dict.fromkeys(TOOLS, "exit 0") | {"cargo": CARGO} | instead
+        for tool in scripts.keys() - set(lacking):
+            (tmp_path / tool).write_text(f"#!/bin/sh\n{scripts[tool]}\n")
+            (tmp_path / tool).chmod(0o755)
         return tmp_path
-
-    def answer(tool: str) -> str:
-        found = shutil.which(tool)
-        return f'exec {found} "$@"' if tool in SHELL else "exit 0" if tool != "cargo" else CARGO
 
     return make
 
 
-CARGO = "echo 'cargo 1.95.0 (f2d3ce0bd 2026-03-21)'"
+def without(part: str) -> str:
+    """Return a cargo that lacks one of its parts."""
+    return f'[ "$1" != {part} ] || exit 101; {CARGO}'
 
 
 def doctor(machine: Path, purpose: str = "test") -> tuple[int, list[str]]:
@@ -65,8 +63,6 @@ def test_a_machine_that_has_everything_is_told_nothing(machine: Machine) -> None
         ("cc", "a C compiler (cc)", "apt-get install -y build-essential"),
         ("cargo", "cargo (Rust 1.85 or newer)", "https://sh.rustup.rs | sh -s -- -y"),
         ("git", "git (the tests read what it tracks)", "apt-get install -y git"),
-        ("cargo-fmt", "rustfmt (cargo fmt)", "rustup component add rustfmt"),
-        ("cargo-clippy", "clippy (cargo clippy)", "rustup component add clippy"),
     ],
 )
 def test_a_missing_tool_is_named_with_its_command(
@@ -76,6 +72,13 @@ def test_a_missing_tool_is_named_with_its_command(
     assert (code, len(printed)) == (1, 2)
     assert printed[0] == f"missing: {what}"
     assert printed[1].endswith(command)
+
+
+@pytest.mark.parametrize(("part", "name"), [("fmt", "rustfmt"), ("clippy", "clippy")])
+def test_a_missing_part_of_rust_is_named(machine: Machine, part: str, name: str) -> None:
+    code, printed = doctor(machine(cargo=without(part)))
+    assert code == 1
+    assert printed == [f"missing: {name}", f"install it with: rustup component add {name}"]
 
 
 @pytest.mark.parametrize(
@@ -98,17 +101,29 @@ def test_a_cargo_older_than_the_edition_is_named(machine: Machine) -> None:
     code, printed = doctor(machine(cargo="echo 'cargo 1.63.0'"))
     assert code == 1
     assert printed[0] == "missing: Rust 1.85 or newer (cargo is older)"
+    assert printed[1].endswith("rustup update stable && rustup default stable")
+
+
+def test_without_rustup_a_part_comes_from_where_cargo_came(machine: Machine) -> None:
+    _, printed = doctor(machine("rustup", cargo=without("fmt")))
+    assert printed[1].endswith("apt-get install -y rustfmt")
+
+
+def test_without_rustup_an_old_cargo_is_told_how_to_get_it(machine: Machine) -> None:
+    _, printed = doctor(machine("rustup", cargo="echo 'cargo 1.63.0'"))
     assert "sh.rustup.rs" in printed[1]
 
 
 def test_everything_missing_is_named_at_once(machine: Machine) -> None:
     code, printed = doctor(machine(*TOOLS))
     assert code == 1
-    assert len([line for line in printed if line.startswith("missing: ")]) == len(TOOLS)
+    missing = [line for line in printed if line.startswith("missing: ")]
+    # Python, the compiler, git and Rust, which brings rustup and its components along.
+    assert len(missing) == 4
 
 
 def test_a_build_does_not_ask_for_linters(machine: Machine) -> None:
-    assert doctor(machine("cargo-fmt", "cargo-clippy"), "build") == (0, [])
+    assert doctor(machine("git", cargo=without("fmt")), "build") == (0, [])
 
 
 def test_who_is_not_root_is_told_to_use_sudo(machine: Machine) -> None:
