@@ -1,0 +1,80 @@
+"""The command line of the supervisor; for the CLI and for the supervisor itself, not for people.
+
+    --settings-fd N   start with the settings in this memfd (what `launch` does)
+    --settings FILE   become a subreaper and start with the settings in a file
+
+Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong command line.
+
+Tests: tests/supervisor/test_boot.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from meshfast.supervisor import lock
+from meshfast.supervisor.holdings import Holdings
+from meshfast.supervisor.launch import launch
+from meshfast.supervisor.report import say
+from meshfast.supervisor.settings import Settings, SettingsError
+from meshfast.supervisor.sockets import BindError, bind_all
+from meshfast.supervisor.supervisor import Supervisor
+
+__all__ = ["main"]
+
+USAGE = "usage: python -I -m meshfast.supervisor --settings-fd N | --settings FILE"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the arguments say; return the exit code."""
+    try:
+        match arguments:
+            case ["--settings-fd", fd]:
+                return Supervisor(_boot(_read(int(fd)))).run()
+            case ["--settings", path]:
+                _launch(path)
+    except (BindError, OSError, SettingsError, lock.LockError) as error:
+        say(str(error))
+        return 1
+    except ValueError:
+        pass
+    say(USAGE)
+    return 2
+
+
+def _boot(text: bytes) -> Holdings:
+    """Validate, lock, bind; raise what is wrong with nothing left behind."""
+    settings = Settings.parse(text)
+    for fd in (settings.shared_memory_fd, settings.snapshot_fd):
+        os.set_inheritable(fd, False)
+    lock_fd, was_unclean = lock.acquire(settings.runtime_dir, settings.instance)
+    try:
+        listeners = bind_all(settings.sockets, was_unclean)
+    except BindError:
+        lock.release(lock_fd)
+        raise
+    for entry, listener in zip(settings.sockets, listeners, strict=True):
+        instead = "" if listener.address == entry.address else f" instead of {entry.address}"
+        say(f"listening on {listener.address}{instead} ({listener.name})")
+    return Holdings(settings, lock_fd, listeners)
+
+
+def _launch(path: str) -> None:
+    with open(path, "rb") as file:
+        text = file.read()
+    settings = Settings.parse(text)
+    fds = [settings.shared_memory_fd, settings.snapshot_fd]
+    launch(json.dumps(settings.document).encode(), fds)
+
+
+def _read(fd: int) -> bytes:
+    """Return the content of a memfd and close it."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

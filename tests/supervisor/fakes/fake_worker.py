@@ -1,0 +1,226 @@
+"""A worker in Python that keeps the protocol of the control channel and answers on its listeners.
+
+It stands in for `meshfast.worker` in the tests of the supervisor. Every connection sends one line
+and gets one line of JSON back; `hold` keeps the connection until its client closes it, which is
+what a drain waits for. `Behaviour` is how a test makes it misbehave. Loaded in a forked child of
+the supervisor, so it imports nothing of the tests.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+
+@dataclass
+class Behaviour:
+    """What a test asks of the worker.
+
+    `boot_exit`: exit with this code instead of becoming ready. `is_deaf`: never reads its channel.
+    `is_stubborn`: does not end when drained. `is_late`: never becomes ready. `skips_applied`: takes
+    snapshots without an answer. `says`: a first message instead of `ready`.
+    """
+
+    boot_exit: int | None = None
+    is_deaf: bool = False
+    is_stubborn: bool = False
+    is_late: bool = False
+    skips_applied: bool = False
+    says: str = '{"type": "ready"}'
+    version: int = 1
+
+
+class Worker:
+    """The state of one process; everything is level-triggered."""
+
+    def __init__(self, settings: dict[str, Any], behaviour: Behaviour) -> None:
+        self.settings = settings
+        self.behaviour = behaviour
+        self.slot = settings["slot"]
+        self.generation = settings["generation"]
+        self.snapshot = os.pread(settings["snapshot_fd"], 4096, 0).decode()
+        self.control = socket.socket(fileno=settings["control_fd"])
+        self.inbox = socket.socket(fileno=settings["inbox_fd"])
+        self.listeners = {
+            entry["fd"]: socket.socket(fileno=entry["fd"]) for entry in settings["listeners"]
+        }
+        self.connections: dict[int, socket.socket] = {}
+        self.is_draining = False
+        self.poller = select.poll()
+        watched = [self.inbox, *self.listeners.values()]
+        for end in watched if behaviour.is_deaf else [self.control, *watched]:
+            end.setblocking(False)
+            self.poller.register(end, select.POLLIN)
+
+    def run(self) -> NoReturn:
+        """Serve until drained."""
+        self.control.send(self.behaviour.says.encode())
+        while True:
+            for fd, _ in self.poller.poll():
+                self.on_readable(fd)
+            if self.is_draining and not self.connections and not self.behaviour.is_stubborn:
+                with contextlib.suppress(OSError):
+                    self.control.send(b'{"type": "drained"}')
+                os._exit(0)
+
+    def on_readable(self, fd: int) -> None:
+        """Do what one descriptor asks for."""
+        if fd == self.control.fileno():
+            self.on_command()
+        elif fd == self.inbox.fileno():
+            with contextlib.suppress(BlockingIOError):
+                _, fds, _, _ = socket.recv_fds(self.inbox, 64, 1)
+                self.take(socket.socket(fileno=fds[0]))
+        elif fd in self.listeners:
+            self.accept(self.listeners[fd])
+        elif fd in self.connections:
+            self.answer(self.connections[fd])
+
+    def accept(self, listener: socket.socket) -> None:
+        """Accept one connection, if another worker was not faster."""
+        with contextlib.suppress(BlockingIOError):
+            self.take(listener.accept()[0])
+
+    def take(self, connection: socket.socket) -> None:
+        """Serve an accepted connection."""
+        connection.setblocking(False)
+        self.connections[connection.fileno()] = connection
+        self.poller.register(connection, select.POLLIN)
+
+    def drop(self, connection: socket.socket) -> None:
+        """Forget a connection and close it."""
+        self.poller.unregister(connection)
+        del self.connections[connection.fileno()]
+        connection.close()
+
+    def on_command(self) -> None:
+        """Take one message of the supervisor; its end of file is a drain without a deadline."""
+        data, fds, _, _ = socket.recv_fds(self.control, 65_536, 4)
+        message = json.loads(data) if data else {"type": "eof"}
+        if message["type"] == "snapshot":
+            self.generation = message["generation"]
+            self.snapshot = os.pread(fds[0], 4096, 0).decode()
+            os.close(fds[0])
+            if not self.behaviour.skips_applied:
+                answer = {"type": "applied", "generation": self.generation}
+                self.control.send(json.dumps(answer).encode())
+        elif message["type"] == "listener":
+            self.listeners[fds[0]] = socket.socket(fileno=fds[0])
+            self.poller.register(fds[0], select.POLLIN)
+        elif message["type"] in ("drain", "eof"):
+            self.drain()
+
+    def drain(self) -> None:
+        """Serve what is in the backlogs and the inbox, then accept no more."""
+        self.is_draining = True
+        self.poller.unregister(self.control)
+        for listener in self.listeners.values():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self.take(listener.accept()[0])
+            self.poller.unregister(listener)
+            listener.close()
+        self.listeners.clear()
+
+    def answer(self, connection: socket.socket) -> None:
+        """Answer one line; see `COMMANDS` for what it may say."""
+        try:
+            line = connection.recv(4096).decode().split()
+        except ConnectionError:
+            line = []
+        if line and line[0] == "hold":
+            connection.sendall(b"{}\n")
+            return
+        if line:
+            connection.sendall(json.dumps(self.obey(*line)).encode() + b"\n")
+        self.drop(connection)
+
+    def obey(self, command: str, *arguments: str) -> dict[str, Any]:
+        """Do what a test asks and describe the result."""
+        if command == "exit":
+            os._exit(int(arguments[0]))
+        if command == "hang-up":
+            self.poller.unregister(self.control)
+            self.control.close()
+        if command == "say":
+            self.control.send(" ".join(arguments).encode())
+        if command == "hand-over":
+            return self.hand_over(int(arguments[0]))
+        if command == "orphan":
+            return {"pid": make_an_orphan()}
+        return self.describe()
+
+    def hand_over(self, slot: int) -> dict[str, Any]:
+        """Send one end of a new connection into the inbox of *slot*; ask through the other."""
+        outboxes = {entry["slot"]: entry["fd"] for entry in self.settings["outboxes"]}
+        ours, theirs = socket.socketpair()
+        outbox = socket.socket(fileno=os.dup(outboxes[slot]))
+        socket.send_fds(outbox, [b"connection"], [theirs.fileno()])
+        theirs.close()
+        ours.sendall(b"who\n")
+        ours.settimeout(10)
+        return dict(json.loads(ours.recv(4096)))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the tests compare."""
+        ignored = int(status_field("self", "SigIgn"), 16)
+        return {
+            "slot": self.slot,
+            "pid": os.getpid(),
+            "generation": self.generation,
+            "snapshot": self.snapshot,
+            "version": self.behaviour.version,
+            "group": os.getpgid(0),
+            "blocked": int(status_field("self", "SigBlk"), 16),
+            "ignores_term": bool(ignored & 1 << signal.SIGTERM - 1),
+            "fds": open_descriptors(),
+            "settings": self.settings,
+        }
+
+
+def open_descriptors() -> list[int]:
+    """Return the descriptors of this process, without those of its connections."""
+    fds = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            fds.append(int(name))
+    return sorted(fds)
+
+
+def status_field(pid: str, name: str) -> str:
+    """Return one field of /proc/PID/status."""
+    with open(f"/proc/{pid}/status") as status:
+        return next(line.split()[1] for line in status if line.startswith(f"{name}:"))
+
+
+def make_an_orphan() -> int:
+    """Start a grandchild whose parent ends at once; return its pid."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        orphan = os.fork()
+        if orphan == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(writing, str(orphan).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(reading, 32))
+
+
+def main(settings: bytes, behaviour: Behaviour | None = None) -> NoReturn:
+    """Be a worker."""
+    behaviour = behaviour or Behaviour()
+    if behaviour.boot_exit is not None:
+        os.write(2, f"fake worker: exits with {behaviour.boot_exit}\n".encode())
+        os._exit(behaviour.boot_exit)
+    worker = Worker(json.loads(settings), behaviour)
+    if behaviour.is_late:
+        time.sleep(120)
+    worker.run()
