@@ -1,0 +1,319 @@
+//! From a document to a snapshot: what the values mean together is checked while names become
+//! indices. All problems are reported together, each with its path; a snapshot comes out only when
+//! there is none.
+//!
+//! Runs on every build and on every decode, so a worker never serves what was not checked by its
+//! own code. Tests: `snapshot/tests.rs`.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::address::Address;
+use crate::balance::Weights;
+use crate::document::{self, Document, Protocol};
+use crate::domains::{Domain, Domains};
+use crate::error::{Error, Problems};
+use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
+use crate::route::{Destinations, Route, TcpRoute, WeightedCluster};
+use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
+
+/// Lines for endpoints in shared memory.
+const ENDPOINT_SLOTS: u32 = 4096;
+
+/// Checks and compiles a document.
+pub(crate) fn compile(document: Document) -> Result<Snapshot, Error> {
+    let mut compiler = Compiler::default();
+    if document.version != document::VERSION {
+        let text = format!("{} is not {}", document.version, document::VERSION);
+        compiler.problems.report_member("version", text);
+    }
+    for (index, cluster) in document.clusters.iter().enumerate() {
+        compiler
+            .clusters
+            .entry(cluster.name.clone())
+            .or_insert(index);
+    }
+    let clusters = compiler.each("clusters", document.clusters, Compiler::cluster);
+    let mut names = HashSet::new();
+    let listeners = compiler.each("listeners", document.listeners, |compiler, _, listener| {
+        if !names.insert(listener.name.clone()) {
+            compiler
+                .problems
+                .report_member("name", "another listener has this name");
+        }
+        compiler.listener(listener)
+    });
+    compiler.problems.settle(Some(Snapshot {
+        generation: document.generation,
+        workload: document.workload,
+        listeners,
+        clusters,
+    }))
+}
+
+#[derive(Default)]
+struct Compiler {
+    problems: Problems,
+    patterns: Patterns,
+    /// Index of each cluster by name; of clusters with one name, the first.
+    clusters: HashMap<String, usize>,
+    /// Endpoint slots that were seen.
+    slots: HashSet<u32>,
+}
+
+impl Compiler {
+    /// Compiles every item of a list, with the path at the item. An item without a result has
+    /// been reported, so that a shortened list never reaches a snapshot.
+    fn each<T, U>(
+        &mut self,
+        member: &str,
+        items: Vec<T>,
+        mut one: impl FnMut(&mut Self, usize, T) -> Option<U>,
+    ) -> Vec<U> {
+        let list = self.problems.enter_member(member);
+        let mut made = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let mark = self.problems.enter_item(index);
+            made.extend(one(self, index, item));
+            self.problems.leave(mark);
+        }
+        self.problems.leave(list);
+        made
+    }
+
+    fn cluster(&mut self, index: usize, cluster: document::Cluster) -> Option<Cluster> {
+        if self.clusters.get(&cluster.name) != Some(&index) {
+            self.problems
+                .report_member("name", "another cluster has this name");
+        }
+        if cluster.connect_timeout_ms == 0 {
+            self.problems
+                .report_member("connect_timeout_ms", "a connect takes more than 0 ms");
+        }
+        let mut addresses = HashSet::new();
+        let endpoints = self.each("endpoints", cluster.endpoints, |compiler, _, endpoint| {
+            let endpoint = compiler.endpoint(endpoint)?;
+            if !addresses.insert(endpoint.address.clone()) {
+                compiler
+                    .problems
+                    .report_member("address", "another endpoint has this address");
+            }
+            Some(endpoint)
+        });
+        let weights = Weights::new(&endpoints);
+        if weights.is_none() {
+            let text = "the weights of a cluster's endpoints have a sum of at most 4294967295";
+            self.problems.report_member("endpoints", text);
+        }
+        Some(Cluster {
+            name: cluster.name,
+            service: cluster.service,
+            subset: cluster.subset,
+            balancer: cluster.balancer,
+            connect_timeout_ms: cluster.connect_timeout_ms,
+            idle_timeout_ms: cluster.idle_timeout_ms,
+            endpoints,
+            weights: weights?,
+        })
+    }
+
+    fn endpoint(&mut self, endpoint: document::Endpoint) -> Option<Endpoint> {
+        if endpoint.slot >= ENDPOINT_SLOTS {
+            self.problems.report_member("slot", "a slot is below 4096");
+        } else if !self.slots.insert(endpoint.slot) {
+            self.problems
+                .report_member("slot", "another endpoint has this slot");
+        }
+        if endpoint.weight == 0 {
+            self.problems
+                .report_member("weight", "the weight of an endpoint is above 0");
+        }
+        let address = match endpoint.address.parse::<Address>() {
+            Ok(Address::Tcp(address)) if address.port() == 0 => Err("no one listens on port 0"),
+            parsed => parsed,
+        };
+        match address {
+            Ok(address) => Some(Endpoint {
+                slot: endpoint.slot,
+                address,
+                weight: endpoint.weight,
+                workload: endpoint.workload,
+            }),
+            Err(text) => {
+                self.problems.report_member("address", text);
+                None
+            }
+        }
+    }
+
+    fn listener(&mut self, listener: document::Listener) -> Option<Listener> {
+        let is_tcp = listener.protocol == Protocol::Tcp;
+        for (is_given, member, of) in [
+            (
+                is_tcp && !listener.virtual_hosts.is_empty(),
+                "virtual_hosts",
+                "HTTP",
+            ),
+            (is_tcp && listener.forward_proxy, "forward_proxy", "HTTP"),
+            (
+                !is_tcp && !listener.tcp_routes.is_empty(),
+                "tcp_routes",
+                "TCP",
+            ),
+        ] {
+            if is_given {
+                self.problems
+                    .report_member(member, format!("only for protocol {of}"));
+            }
+        }
+        let mut domains = HashMap::new();
+        let virtual_hosts = self.each(
+            "virtual_hosts",
+            listener.virtual_hosts,
+            |this, index, host| {
+                this.domains(&host.domains, index, &mut domains);
+                this.virtual_host(host)
+            },
+        );
+        let tcp_routes = self.each("tcp_routes", listener.tcp_routes, |this, _, route| {
+            let destinations = this.destinations(route.destinations)?;
+            Some(TcpRoute {
+                name: route.name,
+                destinations,
+            })
+        });
+        Some(Listener {
+            name: listener.name,
+            direction: listener.direction,
+            protocol: listener.protocol,
+            forward_proxy: listener.forward_proxy,
+            virtual_hosts,
+            tcp_routes,
+            domains: Domains::new(domains),
+        })
+    }
+
+    /// Adds the domains of a virtual host to those of its listener.
+    fn domains(&mut self, texts: &[String], host: usize, all: &mut HashMap<Domain, u32>) {
+        let list = self.problems.enter_member("domains");
+        if texts.is_empty() {
+            self.problems
+                .report("a virtual host has at least one domain");
+        }
+        let host = u32::try_from(host).expect("a document in memory has fewer than 2^32 hosts");
+        for (index, text) in texts.iter().enumerate() {
+            let mark = self.problems.enter_item(index);
+            match Domain::parse(text) {
+                Ok(domain) => {
+                    if all.insert(domain, host).is_some() {
+                        let text = format!("{text:?} occurs a second time in this listener");
+                        self.problems.report(text);
+                    }
+                }
+                Err(error) => self.problems.report(format!("{text:?}: {error}")),
+            }
+            self.problems.leave(mark);
+        }
+        self.problems.leave(list);
+    }
+
+    fn virtual_host(&mut self, host: document::VirtualHost) -> Option<VirtualHost> {
+        let routes = self.each("routes", host.routes, |this, _, route| {
+            let matches = this.each("matches", route.matches, Self::condition);
+            let destinations = this.destinations(route.destinations)?;
+            Some(Route {
+                name: route.name,
+                matches,
+                timeout_ms: route.timeout_ms,
+                destinations,
+            })
+        });
+        Some(VirtualHost {
+            name: host.name,
+            domains: host.domains,
+            routes,
+        })
+    }
+
+    fn destinations(&mut self, destinations: Vec<document::Destination>) -> Option<Destinations> {
+        let count = destinations.len();
+        let clusters = self.each("destinations", destinations, |this, _, destination| {
+            let Some(&cluster) = this.clusters.get(&destination.cluster) else {
+                let text = format!("no cluster is called {:?}", destination.cluster);
+                this.problems.report_member("cluster", text);
+                return None;
+            };
+            Some(WeightedCluster {
+                cluster,
+                weight: destination.weight,
+            })
+        });
+        if clusters.len() < count {
+            return None;
+        }
+        let destinations = Destinations::new(clusters);
+        if destinations.is_none() {
+            self.problems
+                .report_member("destinations", "the weights have a sum above 0");
+        }
+        destinations
+    }
+
+    fn condition(&mut self, _: usize, condition: document::Match) -> Option<Match> {
+        Some(Match {
+            uri: self.part("uri", condition.uri),
+            ignore_uri_case: condition.ignore_uri_case,
+            method: self.part("method", condition.method),
+            scheme: self.part("scheme", condition.scheme),
+            authority: self.part("authority", condition.authority),
+            headers: self.each("headers", condition.headers, |this, _, header| {
+                if !is_header_name(&header.name) {
+                    let text = "a header name is a lower-case token (RFC 9110 5.6.2)";
+                    this.problems.report_member("name", text);
+                }
+                this.named(header)
+            }),
+            query_params: self.each("query_params", condition.query_params, |this, _, one| {
+                if one.name.is_empty() {
+                    this.problems
+                        .report_member("name", "a query parameter has a name");
+                }
+                this.named(one)
+            }),
+        })
+    }
+
+    fn named(&mut self, one: document::NamedMatch) -> Option<NamedMatch> {
+        let value = self.part("match", Some(one.r#match))?;
+        Some(NamedMatch {
+            name: one.name,
+            value,
+            invert: one.invert,
+        })
+    }
+
+    /// Compiles the condition in a member; None when nothing is asked, or it was reported.
+    fn part(&mut self, member: &str, part: Option<document::StringMatch>) -> Option<StringMatch> {
+        Some(match part? {
+            document::StringMatch::Exact(text) => StringMatch::Exact(text),
+            document::StringMatch::Prefix(text) => StringMatch::Prefix(text),
+            document::StringMatch::Present(_) => StringMatch::Present,
+            document::StringMatch::Regex(text) => match self.patterns.compile(text) {
+                Ok(pattern) => StringMatch::Regex(pattern),
+                Err(error) => {
+                    let mark = self.problems.enter_member(member);
+                    self.problems.report_member("regex", error);
+                    self.problems.leave(mark);
+                    return None;
+                }
+            },
+        })
+    }
+}
+
+/// Whether a name is a token without upper-case letters: requests carry any case, documents one.
+fn is_header_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte)
+        })
+}

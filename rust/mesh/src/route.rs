@@ -1,0 +1,171 @@
+//! From a request to a cluster: listener → virtual host by domain → first route that matches →
+//! one of its destinations, by weight.
+//!
+//! Not here: endpoints (see `balance`), timeouts' enforcement, what is answered when nothing
+//! matches. Tests: `tests.rs`; exact shares in `tests/properties.rs`.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::matching::{Match, Request};
+use crate::random::Random;
+use crate::snapshot::Snapshot;
+
+/// What was decided for a request or a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice<'s> {
+    /// Name of the route.
+    pub route: &'s str,
+    /// Bound on the whole exchange, tries included; 0 is none.
+    pub timeout_ms: u64,
+    /// Index of the cluster in the snapshot.
+    pub cluster: usize,
+}
+
+/// Why there is no choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoute {
+    /// The snapshot has no listener of that index.
+    NoListener,
+    /// The virtual host has no route that matches; for TCP: the listener has no route.
+    NoMatch,
+    /// No virtual host of the listener has the authority's host among its domains.
+    NoVirtualHost,
+}
+
+impl fmt::Display for NoRoute {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::NoListener => "no such listener",
+            Self::NoMatch => "no route matches",
+            Self::NoVirtualHost => "no virtual host has this domain",
+        })
+    }
+}
+
+impl std::error::Error for NoRoute {}
+
+/// A route for requests.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Name, for logs.
+    pub name: String,
+    /// Any of them; none = always.
+    pub matches: Vec<Match>,
+    /// Bound on the whole exchange; None and 0 are none.
+    pub timeout_ms: Option<u64>,
+    /// Where the requests go.
+    pub destinations: Destinations,
+}
+
+impl Route {
+    fn takes(&self, request: &dyn Request) -> bool {
+        self.matches.is_empty() || self.matches.iter().any(|one| one.matches(request))
+    }
+}
+
+/// A route for connections.
+#[derive(Clone, Debug)]
+pub struct TcpRoute {
+    /// Name, for logs.
+    pub name: String,
+    /// Where the connections go.
+    pub destinations: Destinations,
+}
+
+/// A cluster and its part of the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightedCluster {
+    /// Index of the cluster in the snapshot.
+    pub cluster: usize,
+    /// Share = weight / sum of the weights; 0 = none.
+    pub weight: u32,
+}
+
+/// The destinations of a route; their weights have a sum above 0.
+#[derive(Clone, Debug)]
+pub struct Destinations {
+    clusters: Vec<WeightedCluster>,
+    sum: u64,
+}
+
+impl Destinations {
+    /// None when the weights have no sum.
+    pub(crate) fn new(clusters: Vec<WeightedCluster>) -> Option<Self> {
+        let sum = clusters
+            .iter()
+            .map(|destination| u64::from(destination.weight))
+            .sum();
+        (sum > 0).then_some(Self { clusters, sum })
+    }
+
+    /// The destinations in the order of the document.
+    #[must_use]
+    pub fn clusters(&self) -> &[WeightedCluster] {
+        &self.clusters
+    }
+
+    /// The cluster for one request: each with exactly its share of the chances.
+    fn choose(&self, random: &mut Random) -> usize {
+        if let [only] = self.clusters.as_slice() {
+            return only.cluster;
+        }
+        let mut left = random.below(self.sum);
+        for destination in &self.clusters {
+            match left.checked_sub(u64::from(destination.weight)) {
+                Some(rest) => left = rest,
+                None => return destination.cluster,
+            }
+        }
+        unreachable!("a number below the sum of the weights falls on one of them")
+    }
+}
+
+impl Snapshot {
+    /// Decides where a request goes.
+    ///
+    /// # Errors
+    /// When no virtual host has the authority's host, or none of its routes matches.
+    pub fn route<'s>(
+        &'s self,
+        listener: usize,
+        request: &dyn Request,
+        random: &mut Random,
+    ) -> Result<Choice<'s>, NoRoute> {
+        let listener = self.listeners.get(listener).ok_or(NoRoute::NoListener)?;
+        let host = listener
+            .domains
+            .find(request.authority())
+            .ok_or(NoRoute::NoVirtualHost)?;
+        let routes = &listener.virtual_hosts[host].routes;
+        let route = routes
+            .iter()
+            .find(|route| route.takes(request))
+            .ok_or(NoRoute::NoMatch)?;
+        Ok(Choice {
+            route: &route.name,
+            timeout_ms: route.timeout_ms.unwrap_or(0),
+            cluster: route.destinations.choose(random),
+        })
+    }
+
+    /// Decides where a connection goes: the first route of the listener takes it.
+    ///
+    /// # Errors
+    /// When the listener has no route for connections.
+    pub fn route_tcp<'s>(
+        &'s self,
+        listener: usize,
+        random: &mut Random,
+    ) -> Result<Choice<'s>, NoRoute> {
+        let listener = self.listeners.get(listener).ok_or(NoRoute::NoListener)?;
+        let route = listener.tcp_routes.first().ok_or(NoRoute::NoMatch)?;
+        Ok(Choice {
+            route: &route.name,
+            timeout_ms: 0,
+            cluster: route.destinations.choose(random),
+        })
+    }
+}

@@ -1,0 +1,249 @@
+//! The immutable, complete view a worker serves from.
+//!
+//! Names are resolved to indices, domains sorted for lookup, addresses parsed, regular expressions
+//! compiled; all of it once, when the snapshot is made. A snapshot says the same as its document:
+//! [`Snapshot::to_document`] gives it back (addresses and defaults in their one spelling).
+//!
+//! Tests: `tests.rs`; round trips in `tests/properties.rs`.
+
+#[cfg(test)]
+mod tests;
+
+use crate::address::Address;
+use crate::balance::Weights;
+use crate::document::{self, Balancer, Direction, Document, Protocol, Service, Workload};
+use crate::domains::Domains;
+use crate::error::Error;
+use crate::matching::{Match, NamedMatch, StringMatch};
+use crate::route::{Destinations, Route, TcpRoute};
+use crate::{blob, compile};
+
+/// Everything that workers need to know of one generation.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Number of this snapshot; higher is newer.
+    pub generation: u64,
+    /// Whom this proxy stands for.
+    pub workload: Workload,
+    /// The bound addresses.
+    pub listeners: Vec<Listener>,
+    /// The upstreams; routes name them by index.
+    pub clusters: Vec<Cluster>,
+}
+
+/// One bound address and what is spoken there.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name; unique in the snapshot.
+    pub name: String,
+    /// On which side of the workload it stands.
+    pub direction: Direction,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Whether absolute-form and CONNECT may go where they say when no virtual host matches.
+    pub forward_proxy: bool,
+    /// Routes for some domains; a domain occurs once per listener.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Routes for connections; the first takes all.
+    pub tcp_routes: Vec<TcpRoute>,
+    /// Indices of `virtual_hosts` by domain.
+    pub(crate) domains: Domains,
+}
+
+/// The routes for some domains.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    /// Name, for logs.
+    pub name: String,
+    /// As the document writes them.
+    pub domains: Vec<String>,
+    /// The first that matches is taken.
+    pub routes: Vec<Route>,
+}
+
+/// A named upstream.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Its name; unique in the snapshot.
+    pub name: String,
+    /// What an operator calls it.
+    pub service: Service,
+    /// Name of the subset; empty = all of the service.
+    pub subset: String,
+    /// How an endpoint is chosen.
+    pub balancer: Balancer,
+    /// Bound on a connect; above 0.
+    pub connect_timeout_ms: u64,
+    /// How long an unused connection is kept.
+    pub idle_timeout_ms: u64,
+    /// The addresses; may be none.
+    pub endpoints: Vec<Endpoint>,
+    /// What choosing by weight needs, precomputed from `endpoints`.
+    pub(crate) weights: Weights,
+}
+
+/// One address of a cluster.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Index of its line in shared memory; unique in the snapshot.
+    pub slot: u32,
+    /// Where to connect.
+    pub address: Address,
+    /// Its part of the traffic; above 0.
+    pub weight: u32,
+    /// Who answers there.
+    pub workload: Workload,
+}
+
+impl Snapshot {
+    /// Reads, checks and compiles a snapshot document.
+    ///
+    /// # Errors
+    /// When it is not JSON; else every problem there is, each with its path.
+    pub fn from_document(json: &[u8]) -> Result<Self, Error> {
+        compile::compile(Document::from_json(json)?)
+    }
+
+    /// The document of this snapshot, as JSON with every member.
+    #[must_use]
+    pub fn to_document(&self) -> Vec<u8> {
+        self.document().to_json()
+    }
+
+    /// The blob in which this snapshot travels to the workers.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        blob::encode(&self.document())
+    }
+
+    /// Reads a blob that [`Snapshot::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it is truncated, damaged, of another layout, or holds what no document may hold.
+    pub fn decode(blob: &[u8]) -> Result<Self, Error> {
+        compile::compile(blob::decode(blob).map_err(Error::Blob)?)
+    }
+
+    /// The index of a listener.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<usize> {
+        self.listeners
+            .iter()
+            .position(|listener| listener.name == name)
+    }
+
+    /// The index of a cluster.
+    #[must_use]
+    pub fn cluster(&self, name: &str) -> Option<usize> {
+        self.clusters
+            .iter()
+            .position(|cluster| cluster.name == name)
+    }
+
+    fn document(&self) -> Document {
+        Document {
+            version: document::VERSION,
+            generation: self.generation,
+            workload: self.workload.clone(),
+            listeners: self
+                .listeners
+                .iter()
+                .map(|one| self.listener_document(one))
+                .collect(),
+            clusters: self.clusters.iter().map(Cluster::to_document).collect(),
+        }
+    }
+
+    fn listener_document(&self, listener: &Listener) -> document::Listener {
+        let virtual_host = |host: &VirtualHost| document::VirtualHost {
+            name: host.name.clone(),
+            domains: host.domains.clone(),
+            routes: host
+                .routes
+                .iter()
+                .map(|route| self.route_document(route))
+                .collect(),
+        };
+        let tcp_route = |route: &TcpRoute| document::TcpRoute {
+            name: route.name.clone(),
+            destinations: self.destination_documents(&route.destinations),
+        };
+        document::Listener {
+            name: listener.name.clone(),
+            direction: listener.direction,
+            protocol: listener.protocol,
+            forward_proxy: listener.forward_proxy,
+            virtual_hosts: listener.virtual_hosts.iter().map(virtual_host).collect(),
+            tcp_routes: listener.tcp_routes.iter().map(tcp_route).collect(),
+        }
+    }
+
+    fn route_document(&self, route: &Route) -> document::Route {
+        document::Route {
+            name: route.name.clone(),
+            matches: route.matches.iter().map(Match::to_document).collect(),
+            timeout_ms: route.timeout_ms,
+            destinations: self.destination_documents(&route.destinations),
+        }
+    }
+
+    fn destination_documents(&self, destinations: &Destinations) -> Vec<document::Destination> {
+        destinations
+            .clusters()
+            .iter()
+            .map(|destination| document::Destination {
+                cluster: self.clusters[destination.cluster].name.clone(),
+                weight: destination.weight,
+            })
+            .collect()
+    }
+}
+
+impl Match {
+    fn to_document(&self) -> document::Match {
+        let part = |part: &Option<StringMatch>| part.as_ref().map(StringMatch::to_document);
+        document::Match {
+            uri: part(&self.uri),
+            ignore_uri_case: self.ignore_uri_case,
+            method: part(&self.method),
+            scheme: part(&self.scheme),
+            authority: part(&self.authority),
+            headers: self.headers.iter().map(NamedMatch::to_document).collect(),
+            query_params: self
+                .query_params
+                .iter()
+                .map(NamedMatch::to_document)
+                .collect(),
+        }
+    }
+}
+
+impl NamedMatch {
+    fn to_document(&self) -> document::NamedMatch {
+        document::NamedMatch {
+            name: self.name.clone(),
+            r#match: self.value.to_document(),
+            invert: self.invert,
+        }
+    }
+}
+
+impl Cluster {
+    fn to_document(&self) -> document::Cluster {
+        let endpoint = |endpoint: &Endpoint| document::Endpoint {
+            slot: endpoint.slot,
+            address: endpoint.address.to_string(),
+            weight: endpoint.weight,
+            workload: endpoint.workload.clone(),
+        };
+        document::Cluster {
+            name: self.name.clone(),
+            service: self.service.clone(),
+            subset: self.subset.clone(),
+            balancer: self.balancer,
+            connect_timeout_ms: self.connect_timeout_ms,
+            idle_timeout_ms: self.idle_timeout_ms,
+            endpoints: self.endpoints.iter().map(endpoint).collect(),
+        }
+    }
+}
