@@ -34,9 +34,11 @@ CPUACCT_PER_CORE = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage_percpu")
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 # Positions in /proc/<pid>/stat counted behind the command's closing parenthesis (proc(5) minus 3).
+STAT_STATE = 0
 STAT_PARENT = 1
 STAT_SESSION = 3
 STAT_START_TIME = 19
+ENDED = ("Z", "X")
 
 # Positions in a cpuN line of /proc/stat.
 BUSY_FIELDS = (1, 2, 3, 6, 7)  # user, nice, system, irq, softirq; guest is part of user
@@ -100,13 +102,14 @@ def process_ids() -> list[int]:
 def members(root: int) -> list[int]:
     """List root, its descendants, and whoever else is in the session that root leads.
 
-    The session finds processes whose parent died; descent finds those that left the session.
+    The session finds processes whose parent died; descent finds those that left the session. One
+    that has ended and was not waited for yet is no member.
     """
     parents: dict[int, int] = {}
     sessions: dict[int, int] = {}
     for pid in process_ids():
         fields = stat_fields(pid)
-        if fields is not None:
+        if fields is not None and fields[STAT_STATE] not in ENDED:
             parents[pid] = int(fields[STAT_PARENT])
             sessions[pid] = int(fields[STAT_SESSION])
     found = {pid for pid in parents if pid == root or sessions[pid] == root}

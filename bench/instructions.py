@@ -41,7 +41,8 @@ from typing import Any
 
 from bench.candidates import OUT, MissingError
 from bench.cases import body
-from bench.processes import HarnessError, WrongResponseError
+from bench.load import exchange
+from bench.processes import HarnessError
 
 WARM_UP_REQUESTS = 100
 WORKER_SLOTS = 2
@@ -212,18 +213,10 @@ def await_message(control: socket.socket, process: subprocess.Popen[bytes], want
 
 def send_trace(port: int, requests: int) -> None:
     """Send requests one after the other on one connection. Raises WrongResponseError."""
-    ending = b"\r\n\r\n" + body(BODY_BYTES)
+    expected = body(BODY_BYTES)
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as client:
         for _ in range(requests):
-            client.sendall(REQUEST)
-            received = b""
-            while not received.endswith(ending):
-                piece = client.recv(MESSAGE_BYTES_MAX)
-                if not piece:
-                    raise WrongResponseError(f"the worker answered {received[:200]!r}")
-                received += piece
-            if not received.startswith(b"HTTP/1.1 200 "):
-                raise WrongResponseError(f"the worker answered {received[:200]!r}")
+            exchange("the worker", client, REQUEST, expected)
 
 
 @contextmanager

@@ -15,13 +15,16 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 from dataclasses import dataclass
 
 from bench.candidates import MissingError
-from bench.processes import HarnessError, WrongResponseError, fetch
+from bench.processes import HarnessError, WrongResponseError
 
 GRACE_S = 10.0
+RESPONSE_S = 10.0
+GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 SECONDS_PER_UNIT = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 REQUESTS = re.compile(r"^\s*(\d+) requests in ([\d.]+)(us|ms|s|m|h), ", re.MULTILINE)
@@ -124,11 +127,25 @@ def children_cpu_ns() -> int:
 
 
 def check_body(name: str, port: int, expected: bytes) -> None:
-    """Compare one response byte by byte. Raises WrongResponseError."""
+    """Compare one response on a connection of its own. Raises WrongResponseError."""
     try:
-        status, body = fetch(port)
+        with socket.create_connection(("127.0.0.1", port), timeout=RESPONSE_S) as client:
+            exchange(name, client, GET, expected)
+    except OSError as error:
+        raise WrongResponseError(f"{name} did not answer: {error!r}") from error
+
+
+def exchange(name: str, client: socket.socket, request: bytes, expected: bytes) -> None:
+    """Send a request and compare status and body byte by byte. Raises WrongResponseError."""
+    response = http.client.HTTPResponse(client)
+    try:
+        client.sendall(request)
+        response.begin()
+        status, body = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise WrongResponseError(f"{name} did not answer: {error!r}") from error
+    finally:
+        response.close()
     if status != 200 or body != expected:
         raise WrongResponseError(
             f"{name} answered {status} with {body[:200]!r} instead of 200 with {expected!r}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bench import accounting
 from bench.cases import Case, body
-from bench.load import check_body, run_wrk
+from bench.load import GET, RESPONSE_S, check_body, exchange, run_wrk
 from bench.measurement import (
     LOAD_CORE,
     PROXY_CORE,
@@ -26,13 +26,11 @@ from bench.measurement import (
     origin_of,
     wait_until_quiet,
 )
-from bench.processes import Running, WrongResponseError
+from bench.processes import Running
 
 WORKERS = 2
 LOAD_CLIENTS = 64
 IDLE_CLIENTS = 1000
-TIMEOUT_S = 10.0
-REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -105,18 +103,7 @@ def idle_clients(port: int, count: int, expected: bytes) -> Iterator[None]:
     """Hold connections that have each had one good response and stay open."""
     with ExitStack() as stack:
         for _ in range(count):
-            client = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+            client = socket.create_connection(("127.0.0.1", port), timeout=RESPONSE_S)
             stack.enter_context(client)
-            client.sendall(REQUEST)
-            await_body(client, expected)
+            exchange(f"port {port}", client, GET, expected)
         yield
-
-
-def await_body(client: socket.socket, expected: bytes) -> None:
-    """Read until the body is there. Raises WrongResponseError when something else comes."""
-    received = b""
-    while not received.endswith(b"\r\n\r\n" + expected):
-        piece = client.recv(65536)
-        if not piece or len(received) > 65536:
-            raise WrongResponseError(f"an idle client was answered {received[:200]!r}")
-        received += piece

@@ -161,7 +161,10 @@ def output_end(started: Running) -> str:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the root, wait, SIGKILL to whatever of the tree is left, wait again."""
+    """SIGTERM to the root, wait for it, SIGKILL to whatever of the tree is left, wait again.
+
+    A root that exits before its children has left them behind; they get no second term.
+    """
     tree = {pid: accounting.start_time(pid) for pid in accounting.members(process.pid)}
 
     def alive() -> list[int]:
@@ -175,7 +178,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
     send(process.pid, signal.SIGTERM, tree)
     deadline = time.monotonic() + STOP_S
-    while alive() and time.monotonic() < deadline:
+    while process.pid in alive() and time.monotonic() < deadline:
         time.sleep(POLL_S)
     for pid in alive():
         send(pid, signal.SIGKILL, tree)
@@ -189,7 +192,7 @@ def still_runs(pid: int, started: str | None) -> bool:
     return (
         fields is not None
         and fields[accounting.STAT_START_TIME] == started
-        and fields[0] not in ("Z", "X")
+        and fields[accounting.STAT_STATE] not in accounting.ENDED
     )
 
 
