@@ -1,3 +1,35 @@
-//! placeholder
+//! A worker's engine: accepting, exchanges, pools, timers, drain, shared memory.
+//!
+//! One thread and one event loop ([`run`]); the decisions are `meshfast_mesh`'s, the bytes are
+//! `meshfast_wire`'s. What it does not do: parse configuration, speak to a control plane, resolve
+//! names, write logs to files. It never calls Python and never waits for another process.
+//!
+//! Code map: `worker` is the loop; `listener` accepts; `downstream`, `exchange`, `begin` and
+//! `upstream` carry requests; `head` writes heads; `record` writes access records; `shared` is the
+//! memory all processes see; `os` holds every `unsafe`.
+//!
+//! Tests: beside each module; whole workers in `tests/dataplane`.
+#![deny(unsafe_code)]
+
+mod begin;
+mod buffer;
+mod clock;
+mod control;
+mod downstream;
+mod error;
+mod exchange;
+mod head;
+mod listener;
 mod os;
+mod record;
+mod request;
+mod session;
+mod settings;
 pub mod shared;
+mod stream;
+mod timers;
+mod trace;
+mod upstream;
+mod worker;
+
+pub use worker::run;

@@ -1,1 +1,48 @@
-//! placeholder
+//! The binding: `meshfast._core`.
+//!
+//! Two halves that never meet in one process. The offline half ([`snapshot`], [`memory`]) builds
+//! snapshots and reads the shared memory, for the CLI and the agent. The other half is one function,
+//! [`run_worker`], which is a worker's whole life and does not come back to Python before its end.
+//! What it refuses: calling Python from the data plane, holding the GIL while the engine runs.
+//!
+//! Tests: `mypy.stubtest` holds `_core.pyi` against this module; `tests/core/test_binding.py`.
+#![deny(unsafe_code)]
+
+mod error;
+mod memory;
+mod snapshot;
+
+use meshfast_engine::shared::BUCKETS_MS;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+/// `EX_CONFIG` (sysexits(3)): the worker could not start and must not be started again as it is.
+const BOOT_FAILURE: i32 = 78;
+
+/// Be a worker until it has drained; return the exit code (0 drained, 78 boot failure).
+#[pyfunction]
+fn run_worker(py: Python<'_>, settings: &[u8]) -> i32 {
+    let settings = settings.to_vec();
+    py.detach(|| match meshfast_engine::run(&settings) {
+        Ok(code) => code,
+        Err(text) => {
+            eprintln!("meshfast: {text}");
+            BOOT_FAILURE
+        }
+    })
+}
+
+/// The compiled half of meshfast.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("BUCKETS_MS", PyTuple::new(module.py(), BUCKETS_MS)?)?;
+    module.add_function(wrap_pyfunction!(run_worker, module)?)?;
+    module.add_class::<snapshot::Snapshot>()?;
+    module.add_class::<memory::SharedMemory>()?;
+    module.add_class::<memory::WorkerStats>()?;
+    module.add_class::<memory::EndpointStats>()?;
+    module.add_class::<memory::Histogram>()?;
+    module.add_class::<memory::HttpSeries>()?;
+    module.add_class::<memory::TcpSeries>()?;
+    Ok(())
+}

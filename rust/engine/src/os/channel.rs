@@ -18,22 +18,21 @@ const DESCRIPTORS_MAX: usize = 8;
 struct ControlSpace([u8; 128]);
 
 /// Sends one message with its descriptors; never blocks (`WouldBlock` when the queue is full).
-pub(crate) fn send(
-    channel: BorrowedFd<'_>,
-    bytes: &[u8],
-    descriptors: &[RawFd],
-) -> io::Result<()> {
+pub(crate) fn send(channel: BorrowedFd<'_>, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
     if bytes.len() > MESSAGE_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     let mut space = ControlSpace([0; 128]);
-    let mut part = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
+    let mut part = libc::iovec {
+        iov_base: bytes.as_ptr() as *mut _,
+        iov_len: bytes.len(),
+    };
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
     if !descriptors.is_empty() {
-        let payload = mem::size_of_val(descriptors) as u32;
+        let payload = size_of_val(descriptors) as u32;
         // SAFETY: CMSG_* compute offsets only; the space holds DESCRIPTORS_MAX descriptors.
         unsafe {
             message.msg_control = space.0.as_mut_ptr().cast();
@@ -52,7 +51,11 @@ pub(crate) fn send(
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: every pointer in `message` outlives the call.
     let sent = unsafe { libc::sendmsg(channel.as_raw_fd(), &message, flags) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Receives one message; `Ok(None)` when the other end is closed, `WouldBlock` when none waits.
@@ -61,7 +64,10 @@ pub(crate) fn receive(
     buffer: &mut [u8],
 ) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     let mut space = ControlSpace([0; 128]);
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &mut part;
@@ -76,7 +82,10 @@ pub(crate) fn receive(
     }
     let descriptors = take_descriptors(&message);
     if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "message too long",
+        ));
     }
     if got == 0 && descriptors.is_empty() {
         return Ok(None);
@@ -91,11 +100,10 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while !header.is_null() {
-            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS
-            {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
                 let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let data = libc::CMSG_DATA(header).cast::<RawFd>();
-                for index in 0..bytes / mem::size_of::<RawFd>() {
+                for index in 0..bytes / size_of::<RawFd>() {
                     found.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
                 }
             }
@@ -114,9 +122,8 @@ mod tests {
     fn pair() -> (OwnedFd, OwnedFd) {
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for two descriptors.
-        let made = unsafe {
-            libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr())
-        };
+        let made =
+            unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()) };
         assert_eq!(made, 0);
         // SAFETY: both are new and owned here.
         unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) }
@@ -126,7 +133,12 @@ mod tests {
     fn carries_bytes_and_descriptors() {
         let (near, far) = pair();
         let file = std::fs::File::open("/dev/null").unwrap();
-        send(near.as_fd(), b"hello", &[file.as_raw_fd(), file.as_raw_fd()]).unwrap();
+        send(
+            near.as_fd(),
+            b"hello",
+            &[file.as_raw_fd(), file.as_raw_fd()],
+        )
+        .unwrap();
         let mut buffer = [0; 64];
         let (length, descriptors) = receive(far.as_fd(), &mut buffer).unwrap().unwrap();
         assert_eq!(&buffer[..length], b"hello");

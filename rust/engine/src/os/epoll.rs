@@ -33,8 +33,10 @@ fn control(
     event: &mut libc::epoll_event,
 ) -> io::Result<()> {
     // SAFETY: both descriptors are open for the call and `event` is a valid epoll_event.
-    let done = unsafe {
-        libc::epoll_ctl(poll.as_raw_fd(), operation, listener.as_raw_fd(), event)
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let done = unsafe { libc::epoll_ctl(poll.as_raw_fd(), operation, listener.as_raw_fd(), event) };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

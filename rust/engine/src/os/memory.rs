@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A `memfd` mapped for reading and writing, shared with every process that maps it.
-pub struct SharedMapping {
+pub(crate) struct SharedMapping {
     descriptor: OwnedFd,
     base: NonNull<u8>,
     length: usize,
@@ -27,7 +27,7 @@ impl SharedMapping {
     ///
     /// # Errors
     /// What `memfd_create`, `ftruncate` or `mmap` answer.
-    pub fn create(length: usize) -> io::Result<Self> {
+    pub(crate) fn create(length: usize) -> io::Result<Self> {
         // SAFETY: the name is a NUL-terminated constant; the result is checked.
         let raw = unsafe { libc::memfd_create(c"meshfast".as_ptr(), libc::MFD_CLOEXEC) };
         if raw < 0 {
@@ -46,27 +46,27 @@ impl SharedMapping {
     ///
     /// # Errors
     /// What `fstat`, `dup` or `mmap` answer.
-    pub fn open(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn open(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         let length = file_length(descriptor)?;
         Self::map(descriptor.try_clone_to_owned()?, length)
     }
 
     /// The descriptor, for handing to another process.
     #[must_use]
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         use std::os::fd::AsFd;
         self.descriptor.as_fd()
     }
 
     /// The length of the mapping in bytes.
     #[must_use]
-    pub fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.length
     }
 
     /// The 32-bit word at `offset` (a multiple of 4).
     #[must_use]
-    pub fn word32(&self, offset: usize) -> &AtomicU32 {
+    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
         let place = self.place(offset, 4);
         // SAFETY: in bounds and aligned (checked by `place`); atomics may alias across processes.
         unsafe { AtomicU32::from_ptr(place.cast()) }
@@ -74,14 +74,14 @@ impl SharedMapping {
 
     /// The 64-bit word at `offset` (a multiple of 8).
     #[must_use]
-    pub fn word64(&self, offset: usize) -> &AtomicU64 {
+    pub(crate) fn word64(&self, offset: usize) -> &AtomicU64 {
         let place = self.place(offset, 8);
         // SAFETY: in bounds and aligned (checked by `place`); atomics may alias across processes.
         unsafe { AtomicU64::from_ptr(place.cast()) }
     }
 
     /// Copies `bytes` to `offset`. The reader learns of them through an atomic written later.
-    pub fn write(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
         // SAFETY: in bounds; source and destination cannot overlap, one is private memory.
         unsafe {
@@ -94,7 +94,7 @@ impl SharedMapping {
     }
 
     /// Copies `length` bytes at `offset` to the end of `out`.
-    pub fn read(&self, offset: usize, length: usize, out: &mut Vec<u8>) {
+    pub(crate) fn read(&self, offset: usize, length: usize, out: &mut Vec<u8>) {
         self.check(offset, length);
         let start = out.len();
         out.resize(start + length, 0);
@@ -111,18 +111,27 @@ impl SharedMapping {
     fn map(descriptor: OwnedFd, length: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let base = map(descriptor.as_raw_fd(), length, protection)?;
-        Ok(Self { descriptor, base, length })
+        Ok(Self {
+            descriptor,
+            base,
+            length,
+        })
     }
 
     fn place(&self, offset: usize, width: usize) -> *mut u8 {
-        assert!(offset.is_multiple_of(width), "the layout keeps its words aligned");
+        assert!(
+            offset.is_multiple_of(width),
+            "the layout keeps its words aligned"
+        );
         self.check(offset, width);
         // SAFETY: in bounds.
         unsafe { self.base.as_ptr().add(offset) }
     }
 
     fn check(&self, offset: usize, length: usize) {
-        let end = offset.checked_add(length).expect("offsets of the layout are small");
+        let end = offset
+            .checked_add(length)
+            .expect("offsets of the layout are small");
         assert!(end <= self.length, "the layout lies inside the mapping");
     }
 }
@@ -158,7 +167,14 @@ pub(crate) fn map_private<T>(
 fn map(descriptor: i32, length: usize, protection: i32) -> io::Result<NonNull<u8>> {
     // SAFETY: a fresh mapping chosen by the kernel; the result is checked.
     let base = unsafe {
-        libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, descriptor, 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            protection,
+            libc::MAP_SHARED,
+            descriptor,
+            0,
+        )
     };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());

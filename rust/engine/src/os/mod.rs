@@ -18,6 +18,8 @@ mod socket;
 
 pub(crate) use channel::{MESSAGE_BYTES_MAX, receive, send};
 pub(crate) use epoll::{add_shared, remove};
-pub use memory::SharedMapping;
+pub(crate) use memory::SharedMapping;
 pub(crate) use memory::map_private;
-pub(crate) use socket::{abort_on_close, owned, shutdown_write, user_timeout};
+pub(crate) use socket::{
+    abort_on_close, cloned, descriptor_limit, owned, shutdown_write, user_timeout,
+};

@@ -16,6 +16,20 @@ pub(crate) fn owned(raw: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// A new descriptor of the same open file as a number that somebody else owns.
+///
+/// # Errors
+/// When `raw` is not open.
+pub(crate) fn cloned(raw: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: it touches nothing but the descriptor table; the result is checked.
+    let copy = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: new, and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Sends FIN: everything written so far is delivered, nothing more will be.
 pub(crate) fn shutdown_write(descriptor: BorrowedFd<'_>) {
     // SAFETY: a plain system call; a socket that is gone already answers an error we do not need.
@@ -25,13 +39,21 @@ pub(crate) fn shutdown_write(descriptor: BorrowedFd<'_>) {
 /// Makes the coming close a reset (`SO_LINGER` 0), so that the peer cannot take what it has got for
 /// a complete message.
 pub(crate) fn abort_on_close(descriptor: BorrowedFd<'_>) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     set(descriptor, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
 }
 
 /// `TCP_USER_TIMEOUT` (tcp(7)): how long sent data may stay unacknowledged.
 pub(crate) fn user_timeout(descriptor: BorrowedFd<'_>, milliseconds: u32) {
-    set(descriptor, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &milliseconds);
+    set(
+        descriptor,
+        libc::IPPROTO_TCP,
+        libc::TCP_USER_TIMEOUT,
+        &milliseconds,
+    );
 }
 
 /// Sets an option that is an optimisation: an old kernel or another socket family may refuse it.
@@ -46,4 +68,15 @@ fn set<T>(descriptor: BorrowedFd<'_>, level: i32, name: i32, value: &T) {
             size_of::<T>() as libc::socklen_t,
         );
     }
+}
+
+/// How many descriptors this process may have (`RLIMIT_NOFILE`).
+pub(crate) fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is valid for the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }

@@ -45,7 +45,10 @@ impl EndpointLines {
                 active.store(0, Relaxed);
             }
         }
-        Self { memory: Rc::clone(memory), slot }
+        Self {
+            memory: Rc::clone(memory),
+            slot,
+        }
     }
 
     pub(crate) fn request_started(&self, endpoint: u32) {
@@ -93,5 +96,7 @@ pub(super) fn read_all(memory: &SharedMemory) -> Vec<EndpointTotals> {
 }
 
 fn word(memory: &SharedMemory, endpoint: u32, slot: u32, which: Word) -> &AtomicU64 {
-    memory.mapping.word64(memory.layout.endpoint(endpoint, slot) + which as usize * 8)
+    memory
+        .mapping
+        .word64(memory.layout.endpoint(endpoint, slot) + which as usize * 8)
 }

@@ -20,21 +20,21 @@ mod series;
 mod workers;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use crate::os::SharedMapping;
+use crate::os::{self, SharedMapping};
 
-pub use endpoints::EndpointTotals;
 pub(crate) use endpoints::EndpointLines;
-pub use layout::{BUCKETS_MS, BUCKET_COUNT, ENDPOINT_SLOTS, LAYOUT_VERSION};
+pub use endpoints::EndpointTotals;
+pub use layout::{BUCKET_COUNT, BUCKETS_MS, ENDPOINT_SLOTS, LAYOUT_VERSION};
 use layout::{Layout, MAGIC};
 pub(crate) use ring::Ring;
-pub use series::{Histogram, HttpTotals, Kind, TcpTotals, SeriesTotals};
+pub use series::{Histogram, HttpTotals, Kind, SeriesTotals, TcpTotals};
 pub(crate) use series::{HttpSample, Series, SeriesTable};
-pub use workers::{State, WorkerTotals};
 pub(crate) use workers::WorkerLine;
+pub use workers::{State, WorkerTotals};
 
 /// The shared memory of one sidecar.
 pub struct SharedMemory {
@@ -50,9 +50,15 @@ impl SharedMemory {
     pub fn create(worker_slots: u32) -> io::Result<Self> {
         let layout = Layout::new(worker_slots)?;
         let mapping = SharedMapping::create(layout.length())?;
-        mapping.word32(layout::HEADER_WORKER_SLOTS).store(worker_slots, Ordering::Relaxed);
-        mapping.word32(layout::HEADER_VERSION).store(LAYOUT_VERSION, Ordering::Relaxed);
-        mapping.word64(layout::HEADER_MAGIC).store(MAGIC, Ordering::Release);
+        mapping
+            .word32(layout::HEADER_WORKER_SLOTS)
+            .store(worker_slots, Ordering::Relaxed);
+        mapping
+            .word32(layout::HEADER_VERSION)
+            .store(LAYOUT_VERSION, Ordering::Relaxed);
+        mapping
+            .word64(layout::HEADER_MAGIC)
+            .store(MAGIC, Ordering::Release);
         Ok(Self { mapping, layout })
     }
 
@@ -69,18 +75,31 @@ impl SharedMemory {
         if mapping.word64(layout::HEADER_MAGIC).load(Ordering::Acquire) != MAGIC {
             return Err(refused("not the shared memory of a meshfast sidecar"));
         }
-        let version = mapping.word32(layout::HEADER_VERSION).load(Ordering::Relaxed);
+        let version = mapping
+            .word32(layout::HEADER_VERSION)
+            .load(Ordering::Relaxed);
         if version != LAYOUT_VERSION {
             return Err(refused(&format!(
                 "shared memory has layout {version}, this meshfast reads {LAYOUT_VERSION}"
             )));
         }
-        let layout =
-            Layout::new(mapping.word32(layout::HEADER_WORKER_SLOTS).load(Ordering::Relaxed))?;
+        let layout = Layout::new(
+            mapping
+                .word32(layout::HEADER_WORKER_SLOTS)
+                .load(Ordering::Relaxed),
+        )?;
         if mapping.length() < layout.length() {
             return Err(refused("shared memory is shorter than its layout"));
         }
         Ok(Self { mapping, layout })
+    }
+
+    /// Maps the memory behind a descriptor number of this process, which stays the caller's.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::open`], and when the number is not open.
+    pub fn open_number(number: RawFd) -> io::Result<Self> {
+        Self::open(os::cloned(number)?.as_fd())
     }
 
     /// The descriptor, for handing to another process.
@@ -98,7 +117,9 @@ impl SharedMemory {
     /// What each worker slot says of itself.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerTotals> {
-        (0..self.layout.worker_slots).map(|slot| workers::read(self, slot)).collect()
+        (0..self.layout.worker_slots)
+            .map(|slot| workers::read(self, slot))
+            .collect()
     }
 
     /// Every series, equal labels summed over all workers.
@@ -159,7 +180,9 @@ mod tests {
     #[test]
     fn refuses_memory_of_another_layout() {
         let made = SharedMemory::create(2).unwrap();
-        made.mapping.word32(layout::HEADER_VERSION).store(LAYOUT_VERSION + 1, Ordering::Relaxed);
+        made.mapping
+            .word32(layout::HEADER_VERSION)
+            .store(LAYOUT_VERSION + 1, Ordering::Relaxed);
         let refused = SharedMemory::open(made.descriptor()).err().unwrap();
         assert!(refused.to_string().contains("layout"), "{refused}");
     }

@@ -17,7 +17,10 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(super) fn take(memory: &Rc<SharedMemory>, slot: u32) -> Self {
-        Self { memory: Rc::clone(memory), slot }
+        Self {
+            memory: Rc::clone(memory),
+            slot,
+        }
     }
 
     /// Appends one line, its newline included; `false` when there is no room.
@@ -54,7 +57,9 @@ pub(super) fn drain(memory: &SharedMemory, slot: u32, limit: usize, out: &mut Ve
     memory.mapping.read(bytes + place, first, out);
     memory.mapping.read(bytes, waiting - first, out);
     if waiting > limit {
-        let fits = out[before..before + limit].iter().rposition(|byte| *byte == b'\n');
+        let fits = out[before..before + limit]
+            .iter()
+            .rposition(|byte| *byte == b'\n');
         let rest = out[before + limit..].iter().position(|byte| *byte == b'\n');
         let keep = fits.map_or_else(|| rest.map_or(waiting, |at| limit + at + 1), |at| at + 1);
         out.truncate(before + keep);
@@ -103,7 +108,11 @@ mod tests {
     #[test]
     fn a_full_ring_refuses_and_loses_nothing_it_took() {
         let (memory, ring) = ring();
-        let line = [b'a'; 1023].iter().chain(b"\n").copied().collect::<Vec<_>>();
+        let line = [b'a'; 1023]
+            .iter()
+            .chain(b"\n")
+            .copied()
+            .collect::<Vec<_>>();
         let mut taken = 0;
         while ring.push(&line) {
             taken += 1;

@@ -172,7 +172,11 @@ impl SeriesTable {
     pub(crate) fn add_http(&self, series: Series, sample: HttpSample) {
         let values = self.memory.layout.series_values(self.slot, series.0);
         self.add_word(values, 1);
-        let samples = [sample.duration_us, sample.request_bytes, sample.response_bytes];
+        let samples = [
+            sample.duration_us,
+            sample.request_bytes,
+            sample.response_bytes,
+        ];
         for (number, amount) in samples.into_iter().enumerate() {
             let scale = if number == 0 { 1_000.0 } else { 1.0 };
             let bucket = BUCKETS_MS.partition_point(|bound| *bound * scale < amount as f64);
@@ -184,7 +188,12 @@ impl SeriesTable {
 
     pub(crate) fn add_tcp(&self, series: Series, totals: TcpTotals) {
         let values = self.memory.layout.series_values(self.slot, series.0);
-        let words = [totals.opened, totals.closed, totals.sent_bytes, totals.received_bytes];
+        let words = [
+            totals.opened,
+            totals.closed,
+            totals.sent_bytes,
+            totals.received_bytes,
+        ];
         for (number, amount) in words.into_iter().enumerate() {
             self.add_word(values + number * 8, amount);
         }
@@ -197,7 +206,10 @@ impl SeriesTable {
     /// One writer per word: a plain load and store, no locked instruction.
     fn add_word(&self, offset: usize, amount: u64) {
         let word = self.memory.mapping.word64(offset);
-        word.store(word.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        word.store(
+            word.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
     }
 
     /// Reads back what an earlier worker of this slot interned.
@@ -207,7 +219,8 @@ impl SeriesTable {
                 break;
             };
             self.arena_used += labels.len();
-            self.known.insert((kind, labels.into_boxed_slice()), self.used);
+            self.known
+                .insert((kind, labels.into_boxed_slice()), self.used);
             self.used += 1;
         }
     }
@@ -215,12 +228,20 @@ impl SeriesTable {
     fn add(&mut self, kind: Kind, labels: &[u8]) -> u32 {
         let index = self.used;
         let layout = &self.memory.layout;
-        self.memory.mapping.write(layout.label_arena(self.slot) + self.arena_used, labels);
+        self.memory
+            .mapping
+            .write(layout.label_arena(self.slot) + self.arena_used, labels);
         let entry = layout.series_entry(self.slot, index);
         let place = self.arena_used as u64;
-        self.memory.mapping.word64(entry + 8).store(place, Ordering::Relaxed);
+        self.memory
+            .mapping
+            .word64(entry + 8)
+            .store(place, Ordering::Relaxed);
         let ready = ((kind as u64 + 1) << 32) | labels.len() as u64;
-        self.memory.mapping.word64(entry).store(ready, Ordering::Release);
+        self.memory
+            .mapping
+            .word64(entry)
+            .store(ready, Ordering::Release);
         self.arena_used += labels.len();
         self.used += 1;
         self.known.insert((kind, labels.into()), index);
@@ -234,14 +255,18 @@ pub(super) fn read_all(memory: &SharedMemory) -> Vec<SeriesTotals> {
     let mut totals = Vec::new();
     for slot in 0..memory.layout.worker_slots {
         for index in 0..SERIES_MAX {
-            let Some((kind, labels)) = read_labels(memory, slot, index) else { break };
+            let Some((kind, labels)) = read_labels(memory, slot, index) else {
+                break;
+            };
             if index < KINDS.len() as u32 && is_untouched(memory, slot, index) {
                 continue;
             }
-            let place = *places.entry((kind, labels)).or_insert_with_key(|(kind, labels)| {
-                totals.push(empty(*kind, labels));
-                totals.len() - 1
-            });
+            let place = *places
+                .entry((kind, labels))
+                .or_insert_with_key(|(kind, labels)| {
+                    totals.push(empty(*kind, labels));
+                    totals.len() - 1
+                });
             accumulate(memory, slot, index, &mut totals[place]);
         }
     }
@@ -301,12 +326,16 @@ fn read_labels(memory: &SharedMemory, slot: u32, index: u32) -> Option<(Kind, Ve
         return None;
     }
     let mut labels = Vec::with_capacity(length);
-    memory.mapping.read(memory.layout.label_arena(slot) + place, length, &mut labels);
+    memory
+        .mapping
+        .read(memory.layout.label_arena(slot) + place, length, &mut labels);
     Some((kind, labels))
 }
 
 fn word(memory: &SharedMemory, slot: u32, index: u32, number: usize) -> &AtomicU64 {
-    memory.mapping.word64(memory.layout.series_values(slot, index) + number * 8)
+    memory
+        .mapping
+        .word64(memory.layout.series_values(slot, index) + number * 8)
 }
 
 /// Word 0 is the counter; the histograms follow.
@@ -325,7 +354,10 @@ fn encode(values: &[&str]) -> Vec<u8> {
 
 fn decode(labels: &[u8]) -> Vec<String> {
     let ended = labels.strip_suffix(&[0]).unwrap_or(labels);
-    ended.split(|byte| *byte == 0).map(|value| String::from_utf8_lossy(value).into_owned()).collect()
+    ended
+        .split(|byte| *byte == 0)
+        .map(|value| String::from_utf8_lossy(value).into_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -361,16 +393,24 @@ mod tests {
         for slot in 0..2 {
             let mut table = SeriesTable::take(&memory, slot);
             let (series, _) = table.intern(Kind::Http, &labels("200"));
-            let sample =
-                HttpSample { duration_us: 1_500, request_bytes: 100, response_bytes: 2_000 };
+            let sample = HttpSample {
+                duration_us: 1_500,
+                request_bytes: 100,
+                response_bytes: 2_000,
+            };
             table.add_http(series, sample);
         }
-        let [(code, totals)] = &http(&memory)[..] else { panic!("one series") };
+        let [(code, totals)] = &http(&memory)[..] else {
+            panic!("one series")
+        };
         assert_eq!((code.as_str(), totals.requests), ("200", 2));
         assert_eq!(totals.duration_ms.buckets[2], 2, "1.5 ms lies in (1, 5]");
         assert_eq!(totals.duration_ms.sum, 3.0);
         assert_eq!(totals.request_bytes.buckets[6], 2, "100 B lie in (50, 100]");
-        assert_eq!(totals.response_bytes.buckets[10], 2, "2000 B lie in (1000, 2500]");
+        assert_eq!(
+            totals.response_bytes.buckets[10], 2,
+            "2000 B lie in (1000, 2500]"
+        );
     }
 
     #[test]
@@ -380,11 +420,16 @@ mod tests {
         let (series, _) = table.intern(Kind::Http, &labels("200"));
         for (microseconds, bucket) in [(0, 0), (500, 0), (501, 1), (5_000_000_000, 19)] {
             let before = http(&memory);
-            let sample =
-                HttpSample { duration_us: microseconds, request_bytes: 0, response_bytes: 0 };
+            let sample = HttpSample {
+                duration_us: microseconds,
+                request_bytes: 0,
+                response_bytes: 0,
+            };
             table.add_http(series, sample);
             let after = http(&memory)[0].1.duration_ms.buckets[bucket];
-            let count = before.first().map_or(0, |(_, totals)| totals.duration_ms.buckets[bucket]);
+            let count = before
+                .first()
+                .map_or(0, |(_, totals)| totals.duration_ms.buckets[bucket]);
             assert_eq!(after, count + 1, "{microseconds} us");
         }
     }
@@ -408,7 +453,11 @@ mod tests {
             let code = number.to_string();
             let (series, fits) = table.intern(Kind::Http, &labels(&code));
             overflowed += u32::from(!fits);
-            let sample = HttpSample { duration_us: 1, request_bytes: 1, response_bytes: 1 };
+            let sample = HttpSample {
+                duration_us: 1,
+                request_bytes: 1,
+                response_bytes: 1,
+            };
             table.add_http(series, sample);
         }
         assert!(overflowed >= KINDS.len() as u32);

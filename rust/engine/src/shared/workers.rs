@@ -90,10 +90,14 @@ pub(crate) struct WorkerLine {
 
 impl WorkerLine {
     pub(super) fn take(memory: &Rc<SharedMemory>, slot: u32) -> Self {
-        let line = Self { memory: Rc::clone(memory), slot };
+        let line = Self {
+            memory: Rc::clone(memory),
+            slot,
+        };
         line.word(Word::Connections).store(0, Relaxed);
         line.word(Word::Exchanges).store(0, Relaxed);
-        line.word(Word::Pid).store(u64::from(std::process::id()), Relaxed);
+        line.word(Word::Pid)
+            .store(u64::from(std::process::id()), Relaxed);
         line.state(State::Booting);
         line
     }
@@ -172,7 +176,9 @@ pub(super) fn read(memory: &SharedMemory, slot: u32) -> WorkerTotals {
     WorkerTotals {
         slot,
         pid: value(Word::Pid) as u32,
-        state: *STATES.get(value(Word::State) as usize).unwrap_or(&State::Gone),
+        state: *STATES
+            .get(value(Word::State) as usize)
+            .unwrap_or(&State::Gone),
         generation: value(Word::Generation),
         oldest_generation: value(Word::OldestGeneration),
         connections: value(Word::Connections),
@@ -187,5 +193,7 @@ pub(super) fn read(memory: &SharedMemory, slot: u32) -> WorkerTotals {
 }
 
 fn word(memory: &SharedMemory, slot: u32, which: Word) -> &AtomicU64 {
-    memory.mapping.word64(memory.layout.worker(slot) + which as usize * 8)
+    memory
+        .mapping
+        .word64(memory.layout.worker(slot) + which as usize * 8)
 }

@@ -1,0 +1,313 @@
+//! The life of an exchange apart from its bytes: begin, route, resolve, finish, fail.
+//!
+//! A request passes these steps in this order: what HTTP answers itself, the route, the destination,
+//! the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
+//! access record and give everything back.
+
+use std::rc::Rc;
+
+use meshfast_mesh::Address;
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method};
+
+use crate::error::Failure;
+use crate::exchange::{
+    Carries, Destination, Exchange, Half, Outcome, STREAM_IDLE_MS, Stage, TUNNEL_IDLE_MS,
+};
+use crate::request::Request;
+use crate::timers::Key;
+use crate::trace::{self, TraceContext};
+use crate::worker::Worker;
+
+/// How long a host name may take to resolve (Istio's `connectTimeout` is for the connect alone).
+const RESOLVE_TIMEOUT_MS: u64 = 5_000;
+
+impl Worker {
+    /// Opens an exchange on a downstream session that has none.
+    pub(crate) fn open_exchange(
+        &mut self,
+        downstream_id: usize,
+        carries: Carries,
+        request: Option<Box<Request>>,
+        started_us: u64,
+    ) -> usize {
+        let listener = &self.listeners[self.downstreams[downstream_id].listener];
+        let now_us = self.clock.now_us();
+        let exchange = Exchange {
+            generation: Rc::clone(&listener.generation),
+            listener: listener.index,
+            carries,
+            stage: Stage::Connecting,
+            downstream: downstream_id,
+            upstream: None,
+            request,
+            destination: None,
+            route: Rc::clone(&self.no_route),
+            endpoint: None,
+            active_slot: None,
+            tried: Vec::new(),
+            tries: 0,
+            requesting: Half::raw(),
+            responding: Half::raw(),
+            is_delimited: true,
+            outcome: Outcome {
+                status: 0,
+                flag: "",
+                detail: "",
+            },
+            transport_failure: String::new(),
+            interim_responses: 0,
+            trace: None,
+            request_id: None,
+            started_us,
+            started_wall_us: self.clock.wall_us() - (now_us - started_us),
+            sent_us: 0,
+            answered_us: 0,
+            deadline_ms: 0,
+            progress_ms: self.clock.now_ms(),
+            upstream_address: None,
+            upstream_local: String::new(),
+        };
+        let exchange_id = self.exchanges.insert(exchange);
+        self.downstreams[downstream_id].exchange = Some(exchange_id);
+        self.share.line.exchange_opened();
+        exchange_id
+    }
+
+    /// A whole request head has come.
+    pub(crate) fn begin(&mut self, downstream_id: usize, request: Box<Request>, started_us: u64) {
+        let head = &request.head;
+        let (method, framing, head_bytes) = (head.method_kind, head.framing, head.len as u64);
+        let final_status = head.final_status();
+        let carries = if method == Method::Connect {
+            Carries::Connect
+        } else {
+            Carries::Http
+        };
+        let trace = TraceContext::of(head, &request.bytes, &mut self.random);
+        let has_id = request
+            .header(meshfast_wire::h1::Name::XRequestId)
+            .is_some();
+        let exchange_id = self.open_exchange(downstream_id, carries, Some(request), started_us);
+        let request_id = (!has_id).then(|| trace::request_id(&mut self.random));
+        let exchange = &mut self.exchanges[exchange_id];
+        let decoder = BodyDecoder::new(framing, &self.limits);
+        exchange.requesting = Half::new(decoder, BodyEncoder::new(framing));
+        exchange.requesting.ended = matches!(framing, Framing::None | Framing::Length(0));
+        exchange.requesting.head_bytes = head_bytes;
+        exchange.trace = Some(trace);
+        exchange.request_id = request_id;
+        match final_status {
+            Some(status) => self.answer(exchange_id, status, "", "direct_response"),
+            None => self.route(exchange_id),
+        }
+    }
+
+    /// Plain TCP: the connection itself is the exchange.
+    pub(crate) fn begin_tcp(&mut self, downstream_id: usize) {
+        let now_us = self.clock.now_us();
+        let exchange_id = self.open_exchange(downstream_id, Carries::Tcp, None, now_us);
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.is_delimited = false;
+        let generation = Rc::clone(&exchange.generation);
+        match generation
+            .snapshot
+            .route_tcp(exchange.listener, &mut self.random)
+        {
+            Ok(choice) => {
+                exchange.route = Rc::from(choice.route);
+                exchange.destination = Some(Destination::Cluster(choice.cluster));
+                self.start(exchange_id, choice.timeout_ms);
+            }
+            Err(_) => self.fail(exchange_id, Failure::NoRoute),
+        }
+    }
+
+    fn route(&mut self, exchange_id: usize) {
+        let exchange = &mut self.exchanges[exchange_id];
+        let generation = Rc::clone(&exchange.generation);
+        let listener = &generation.snapshot.listeners[exchange.listener];
+        let request = exchange
+            .request
+            .as_deref()
+            .expect("an HTTP exchange has a request");
+        if exchange.carries == Carries::Connect {
+            if listener.forward_proxy {
+                return self.pass_through(exchange_id);
+            }
+            return self.answer(exchange_id, 405, "", "connect_not_enabled");
+        }
+        let choice = generation
+            .snapshot
+            .route(exchange.listener, request, &mut self.random);
+        match choice {
+            Ok(choice) => {
+                exchange.route = Rc::from(choice.route);
+                exchange.destination = Some(Destination::Cluster(choice.cluster));
+                let timeout_ms = choice.timeout_ms;
+                self.start(exchange_id, timeout_ms);
+            }
+            Err(_) if listener.forward_proxy => self.pass_through(exchange_id),
+            Err(_) => self.fail(exchange_id, Failure::NoRoute),
+        }
+    }
+
+    /// The caller named a destination that no route knows, on a listener that goes anywhere.
+    fn pass_through(&mut self, exchange_id: usize) {
+        let request = self.exchanges[exchange_id].request.as_deref();
+        let request = request.expect("an HTTP exchange has a request");
+        let named = meshfast_mesh::Authority::parse(request.authority_bytes());
+        let Ok(authority) = named else {
+            return self.fail(exchange_id, Failure::NoRoute);
+        };
+        let port = authority.port.unwrap_or(80);
+        match authority.host.parse() {
+            Ok(ip) => self.pass_through_to(exchange_id, std::net::SocketAddr::new(ip, port)),
+            Err(_) => {
+                let host = authority.host.to_owned();
+                self.resolve(exchange_id, &host, port);
+            }
+        }
+    }
+
+    fn resolve(&mut self, exchange_id: usize, host: &str, port: u16) {
+        self.exchanges[exchange_id].stage = Stage::Resolving;
+        self.questions += 1;
+        let id = self.questions;
+        if !self.ask_resolver(id, host) {
+            return self.fail(exchange_id, Failure::NameNotResolved);
+        }
+        self.resolving.insert(id, (exchange_id, port));
+        self.timers.arm(
+            Key::Exchange(exchange_id),
+            self.clock.now_ms() + RESOLVE_TIMEOUT_MS,
+        );
+    }
+
+    /// The resolver has answered a question of this worker.
+    pub(crate) fn resolved(&mut self, id: u64, addresses: &[String], error: Option<String>) {
+        let Some((exchange_id, port)) = self.resolving.remove(&id) else {
+            return;
+        };
+        let first = addresses.iter().find_map(|text| text.parse().ok());
+        match first {
+            Some(ip) => self.pass_through_to(exchange_id, std::net::SocketAddr::new(ip, port)),
+            None => {
+                self.exchanges[exchange_id].transport_failure = error.unwrap_or_default();
+                self.fail(exchange_id, Failure::NameNotResolved);
+            }
+        }
+    }
+
+    fn pass_through_to(&mut self, exchange_id: usize, address: std::net::SocketAddr) {
+        if self
+            .listeners
+            .iter()
+            .any(|listener| listener.is_own_address(address))
+        {
+            return self.fail(exchange_id, Failure::RequestLoop);
+        }
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.route = Rc::clone(&self.allow_any);
+        exchange.destination = Some(Destination::Passthrough(Address::Tcp(address)));
+        self.start(exchange_id, 0);
+    }
+
+    /// The destination is known: clocks start, the first try is made.
+    fn start(&mut self, exchange_id: usize, timeout_ms: u64) {
+        let now_ms = self.clock.now_ms();
+        let exchange = &mut self.exchanges[exchange_id];
+        if timeout_ms > 0 {
+            exchange.deadline_ms = now_ms + timeout_ms;
+        }
+        let deadline_ms = exchange.next_deadline_ms();
+        self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+        self.dial(exchange_id);
+    }
+
+    /// An exchange's deadline has passed: the route's, the idle time, or the resolver's.
+    pub(crate) fn exchange_timer(&mut self, exchange_id: usize) {
+        let now_ms = self.clock.now_ms();
+        let exchange = &self.exchanges[exchange_id];
+        if exchange.stage == Stage::Resolving {
+            return self.fail(exchange_id, Failure::NameNotResolved);
+        }
+        if exchange.deadline_ms != 0 && exchange.deadline_ms <= now_ms {
+            return self.fail(exchange_id, Failure::RouteTimeout);
+        }
+        let deadline_ms = exchange.next_deadline_ms();
+        if deadline_ms > now_ms {
+            return self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+        }
+        self.fail(exchange_id, Failure::StreamIdle);
+    }
+
+    /// Ends the exchange when both directions are done.
+    pub(crate) fn finish_if_complete(&mut self, exchange_id: usize) {
+        if self.exchanges[exchange_id].is_finished() {
+            self.finish(exchange_id);
+        }
+    }
+
+    /// Ends an exchange whose response is out.
+    pub(crate) fn finish(&mut self, exchange_id: usize) {
+        let exchange = &self.exchanges[exchange_id];
+        let downstream_id = exchange.downstream;
+        let is_clean = exchange.requesting.ended && exchange.stage == Stage::Streaming;
+        if !exchange.requesting.ended || exchange.stage == Stage::Tunnel {
+            self.downstreams[downstream_id].keep_alive = false;
+        }
+        self.record(exchange_id);
+        self.detach(exchange_id, is_clean);
+        self.remove_exchange(exchange_id);
+        self.after_exchange(downstream_id);
+    }
+
+    /// Ends an exchange that went wrong.
+    pub(crate) fn fail(&mut self, exchange_id: usize, failure: Failure) {
+        self.fail_with(exchange_id, failure, None);
+    }
+
+    /// Ends an exchange that went wrong, with a detail more exact than the failure's own. Before the
+    /// response head the caller gets an answer; after it, an end that does not look complete.
+    pub(crate) fn fail_with(
+        &mut self,
+        exchange_id: usize,
+        failure: Failure,
+        detail: Option<&'static str>,
+    ) {
+        let verdict = failure.verdict();
+        let detail = detail.unwrap_or(verdict.detail);
+        self.detach(exchange_id, false);
+        let exchange = &mut self.exchanges[exchange_id];
+        if exchange.outcome.status == 0 && exchange.carries != Carries::Tcp {
+            return self.answer(exchange_id, verdict.status, verdict.flag, detail);
+        }
+        exchange.outcome.flag = verdict.flag;
+        exchange.outcome.detail = detail;
+        let downstream_id = exchange.downstream;
+        let is_delimited = exchange.is_delimited;
+        self.record(exchange_id);
+        self.remove_exchange(exchange_id);
+        if is_delimited {
+            self.close_downstream(downstream_id);
+        } else {
+            self.abort_downstream(downstream_id);
+        }
+    }
+}
+
+impl Exchange {
+    /// When to look at this exchange next: the route's deadline or the end of the idle time.
+    fn next_deadline_ms(&self) -> u64 {
+        let patience_ms = if self.stage == Stage::Tunnel {
+            TUNNEL_IDLE_MS
+        } else {
+            STREAM_IDLE_MS
+        };
+        let idle_ms = self.progress_ms + patience_ms;
+        match self.deadline_ms {
+            0 => idle_ms,
+            deadline_ms => deadline_ms.min(idle_ms),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Time, read once per loop turn and handed to everything that decides.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The moment a turn works with. Microseconds; the monotonic ones count from the worker's start.
+pub(crate) struct Clock {
+    start: Instant,
+    now_us: u64,
+    wall_us: u64,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        let mut clock = Self {
+            start: Instant::now(),
+            now_us: 0,
+            wall_us: 0,
+        };
+        clock.tick();
+        clock
+    }
+
+    /// Reads the clocks. The monotonic one starts at one second, so that no deadline is ever 0.
+    pub(crate) fn tick(&mut self) {
+        self.now_us = 1_000_000 + self.start.elapsed().as_micros() as u64;
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.wall_us = wall.map_or(0, |since| since.as_micros() as u64);
+    }
+
+    /// For timers and durations.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
+    /// For timers.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_us / 1_000
+    }
+
+    /// For logs: microseconds since 1970, UTC.
+    pub(crate) fn wall_us(&self) -> u64 {
+        self.wall_us
+    }
+
+    /// How long this turn has taken so far; reads the clock.
+    pub(crate) fn since_tick_us(&self) -> u64 {
+        (1_000_000 + self.start.elapsed().as_micros() as u64).saturating_sub(self.now_us)
+    }
+}

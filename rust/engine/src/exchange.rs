@@ -1,0 +1,262 @@
+//! An exchange: one request and its response, with two half-streams between two sessions.
+//!
+//! The model of the data plane (see ARCHITECTURE.md): a *downstream session* and an *upstream
+//! session* carry exchanges; an exchange decodes payload from one session's input and encodes it for
+//! the other's output, never more than the sink has room for. Whatever the protocols are, a body is
+//! decoded to payload and framed again, so nothing unvalidated passes. Tunnels (TCP, CONNECT,
+//! upgrades) are exchanges whose halves are raw.
+//!
+//! Invariants:
+//! 1. An exchange names its sessions and they name it; both sides are cleared together.
+//! 2. `active_slot` is counted in shared memory exactly while it is `Some`.
+//! 3. An exchange holds the generation it was routed by until its end.
+//! 4. Nothing of a body moves before an upstream is connected, so a request that failed to connect
+//!    can be tried elsewhere.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use meshfast_mesh::{Address, Snapshot};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
+
+use crate::buffer::Buffer;
+use crate::error::Failure;
+use crate::request::Request;
+use crate::trace::TraceContext;
+
+/// A snapshot in use, with the worker's own cursors for round robin.
+pub(crate) struct Generation {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) turns: Vec<Cell<u32>>,
+}
+
+impl Generation {
+    pub(crate) fn new(snapshot: Snapshot) -> Rc<Self> {
+        let turns = snapshot.clusters.iter().map(|_| Cell::new(0)).collect();
+        Rc::new(Self { snapshot, turns })
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.snapshot.generation
+    }
+}
+
+/// Where an exchange stands, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Waiting for addresses of a host name.
+    Resolving,
+    /// Waiting for the upstream to accept.
+    Connecting,
+    /// The request is on its way; no final response head yet.
+    AwaitingHead,
+    /// The response head is out; bodies move.
+    Streaming,
+    /// Bytes move both ways until each side has closed.
+    Tunnel,
+}
+
+/// What is carried: decides what happens once the upstream is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// A CONNECT request: a 200, then bytes.
+    Connect,
+    /// An HTTP request.
+    Http,
+    /// Plain TCP: bytes from the start.
+    Tcp,
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Destination {
+    /// An endpoint of a cluster; chosen per try.
+    Cluster(usize),
+    /// An address the caller named, outside every route (outbound ALLOW_ANY).
+    Passthrough(Address),
+}
+
+/// One direction of an exchange.
+pub(crate) struct Half {
+    pub(crate) decoder: BodyDecoder,
+    pub(crate) encoder: BodyEncoder,
+    pub(crate) ended: bool,
+    /// Payload bytes moved.
+    pub(crate) payload_bytes: u64,
+    /// Head bytes read from the source.
+    pub(crate) head_bytes: u64,
+}
+
+/// What moving payload came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// Some payload moved and more may.
+    Some,
+    /// The half has just ended.
+    Ended,
+    /// Nothing to move, or no room at the sink.
+    Nothing,
+    /// The source broke the framing; the text is the stable detail.
+    Broken(&'static str),
+}
+
+impl Half {
+    pub(crate) fn new(decoder: BodyDecoder, encoder: BodyEncoder) -> Self {
+        Self {
+            decoder,
+            encoder,
+            ended: false,
+            payload_bytes: 0,
+            head_bytes: 0,
+        }
+    }
+
+    /// Bytes until end of file, both ways of a tunnel.
+    pub(crate) fn raw() -> Self {
+        Self::new(BodyDecoder::raw(), BodyEncoder::raw())
+    }
+
+    /// Moves payload until the source is empty, the sink is full or the half ends.
+    pub(crate) fn pump(&mut self, source: &mut Buffer, closed: bool, sink: &mut Buffer) -> Moved {
+        let mut moved = Moved::Nothing;
+        while !self.ended && !sink.is_high() {
+            let (used, event) = match self.decoder.decode(source.as_slice()) {
+                Ok(step) => step,
+                Err(error) => return Moved::Broken(error.detail()),
+            };
+            let framed = match event {
+                BodyEvent::Data(payload) => {
+                    self.payload_bytes += payload.len() as u64;
+                    self.encoder.data(sink.tail(), payload)
+                }
+                BodyEvent::Trailers(trailers) => self.encoder.end(sink.tail(), Some(&trailers)),
+                BodyEvent::End => {
+                    self.ended = true;
+                    if self.encoder.is_ended() {
+                        Ok(())
+                    } else {
+                        self.encoder.end(sink.tail(), None)
+                    }
+                }
+                BodyEvent::NeedMore => {
+                    source.consume(used);
+                    return if closed { self.finish(sink) } else { moved };
+                }
+            };
+            if let Err(error) = framed {
+                return Moved::Broken(error.detail());
+            }
+            source.consume(used);
+            moved = if self.ended {
+                Moved::Ended
+            } else {
+                Moved::Some
+            };
+        }
+        moved
+    }
+
+    /// The source has closed and nothing of it is left.
+    fn finish(&mut self, sink: &mut Buffer) -> Moved {
+        let ended = self
+            .decoder
+            .finish()
+            .and_then(|()| self.encoder.end(sink.tail(), None));
+        match ended {
+            Ok(()) => {
+                self.ended = true;
+                Moved::Ended
+            }
+            Err(error) => Moved::Broken(error.detail()),
+        }
+    }
+}
+
+/// How it came out, for log and metrics.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// The status sent downstream; 0 when none was.
+    pub(crate) status: u16,
+    pub(crate) flag: &'static str,
+    pub(crate) detail: &'static str,
+}
+
+/// See the module's text.
+pub(crate) struct Exchange {
+    pub(crate) generation: Rc<Generation>,
+    /// Index of the listener in the generation's snapshot.
+    pub(crate) listener: usize,
+    pub(crate) carries: Carries,
+    pub(crate) stage: Stage,
+    pub(crate) downstream: usize,
+    pub(crate) upstream: Option<usize>,
+    pub(crate) request: Option<Box<Request>>,
+    pub(crate) destination: Option<Destination>,
+    /// The route's name, empty where there is none.
+    pub(crate) route: Rc<str>,
+    /// The endpoint of the current or last try: its index in the cluster.
+    pub(crate) endpoint: Option<usize>,
+    pub(crate) active_slot: Option<u32>,
+    /// Slots of endpoints that failed this exchange.
+    pub(crate) tried: Vec<u32>,
+    pub(crate) tries: u32,
+    pub(crate) requesting: Half,
+    pub(crate) responding: Half,
+    /// The end of the response can be told from a connection that broke off.
+    pub(crate) is_delimited: bool,
+    pub(crate) outcome: Outcome,
+    /// Why the last try failed, in the operating system's words.
+    pub(crate) transport_failure: String,
+    pub(crate) interim_responses: u32,
+    pub(crate) trace: Option<TraceContext>,
+    /// The request identifier made here, when the request had none.
+    pub(crate) request_id: Option<[u8; 36]>,
+    pub(crate) started_us: u64,
+    pub(crate) started_wall_us: u64,
+    /// When the request was sent upstream.
+    pub(crate) sent_us: u64,
+    /// When the response head came.
+    pub(crate) answered_us: u64,
+    /// The route's deadline in ms, 0 for none.
+    pub(crate) deadline_ms: u64,
+    /// When something moved last, in ms.
+    pub(crate) progress_ms: u64,
+    pub(crate) upstream_address: Option<Address>,
+    pub(crate) upstream_local: String,
+}
+
+impl Exchange {
+    /// The head of the request, which every HTTP exchange has.
+    pub(crate) fn head(&self) -> Option<&RequestHead> {
+        self.request.as_ref().map(|request| &request.head)
+    }
+
+    /// Whether a failed try may be followed by another.
+    pub(crate) fn may_retry(&self, failure: Failure) -> bool {
+        use crate::error::Retry;
+        if self.tries >= TRIES_MAX || self.requesting.payload_bytes > 0 {
+            return false;
+        }
+        match failure.verdict().retry {
+            Retry::Never => false,
+            Retry::Unsent => true,
+            Retry::Idempotent => self
+                .head()
+                .is_some_and(|head| head.method_kind.is_idempotent()),
+        }
+    }
+
+    /// Everything has been moved in both directions.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.responding.ended && (self.requesting.ended || self.stage != Stage::Tunnel)
+    }
+}
+
+/// One try and two more, as Istio's default `attempts: 2`.
+const TRIES_MAX: u32 = 3;
+
+/// How long nothing may move on an exchange (Envoy's `stream_idle_timeout`).
+pub(crate) const STREAM_IDLE_MS: u64 = 300_000;
+
+/// How long nothing may move on a tunnel (Istio's tcp `idleTimeout`).
+pub(crate) const TUNNEL_IDLE_MS: u64 = 3_600_000;

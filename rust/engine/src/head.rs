@@ -1,0 +1,268 @@
+//! Heads as the engine sends them: what the peer sent, minus what belongs to its hop, plus ours.
+//!
+//! Header lines that pass are copied as they came: order, case and spacing are kept. Removed are
+//! hop-by-hop fields (RFC 9110 7.6.1) and the identity headers only a proxy may set (row C9); added
+//! are framing, `x-request-id`, trace context and, at the edge, `x-forwarded-for` and `-proto`.
+
+use meshfast_mesh::Direction;
+use meshfast_wire::h1::{
+    self, Framing, Header, Name, RequestHead, ResponseHead, TargetForm, Version,
+};
+
+use crate::exchange::Exchange;
+use crate::stream::Peer;
+use crate::trace::TraceContext;
+
+/// Headers that tell who the caller is: never believed from a caller.
+const IDENTITY_HEADERS: [&str; 2] = ["x-forwarded-client-cert", "x-meshfast-"];
+
+/// Appends the request head for the upstream.
+pub(crate) fn write_request(
+    exchange: &Exchange,
+    direction: Direction,
+    peer: Peer,
+    out: &mut Vec<u8>,
+) {
+    let request = exchange
+        .request
+        .as_ref()
+        .expect("an HTTP exchange has a request");
+    let (head, bytes) = (&request.head, request.bytes.as_slice());
+    out.extend_from_slice(request.method_bytes());
+    out.push(b' ');
+    out.extend_from_slice(if head.form == TargetForm::Asterisk {
+        b"*"
+    } else {
+        request.path_bytes()
+    });
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let is_edge = direction == Direction::Gateway;
+    let has_new_trace = exchange.trace.as_ref().is_some_and(|trace| trace.is_new);
+    let mut has_host = false;
+    for header in &head.headers {
+        let skipped = header.hop_by_hop
+            || is_identity(header, bytes)
+            || (is_edge && header.kind == Name::XForwardedFor)
+            || (is_edge && header.kind == Name::XForwardedProto)
+            || (has_new_trace && TraceContext::is_trace_header(header.kind));
+        if header.kind == Name::Host {
+            has_host = true;
+            if head.form == TargetForm::Absolute {
+                // RFC 9112 3.2.2: the target's authority replaces whatever Host said.
+                h1::write_header(out, header.name.of(bytes), request.authority_bytes());
+                continue;
+            }
+        }
+        if !skipped {
+            line(out, header.line.of(bytes));
+        }
+    }
+    if !has_host {
+        write_missing_host(exchange, out);
+    }
+    write_request_framing(head, bytes, out);
+    if let Some(request_id) = &exchange.request_id {
+        h1::write_header(out, b"x-request-id", request_id);
+    }
+    if has_new_trace && let Some(trace) = &exchange.trace {
+        trace.write_headers(out);
+    }
+    if is_edge {
+        write_forwarded(head, bytes, peer, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// HTTP/1.0 may come without Host; HTTP/1.1 may not go without.
+fn write_missing_host(exchange: &Exchange, out: &mut Vec<u8>) {
+    let authority = exchange
+        .request
+        .as_ref()
+        .map_or(&b""[..], |it| it.authority_bytes());
+    if authority.is_empty() {
+        let address = exchange.upstream_address.as_ref();
+        let text = address.map_or_else(|| "localhost".to_owned(), ToString::to_string);
+        h1::write_header(out, b"host", text.as_bytes());
+    } else {
+        h1::write_header(out, b"host", authority);
+    }
+}
+
+/// A length passes as its own header line; everything else is hop-by-hop and written anew.
+fn write_request_framing(head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>) {
+    if head.framing == Framing::Chunked {
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    }
+    if let Some(token) = head.upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+        h1::write_header(out, b"upgrade", token.of(bytes));
+    }
+}
+
+/// The edge appends the caller to what earlier proxies said.
+fn write_forwarded(head: &RequestHead, bytes: &[u8], peer: Peer, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"x-forwarded-for: ");
+    for header in head
+        .headers
+        .iter()
+        .filter(|header| header.kind == Name::XForwardedFor)
+    {
+        out.extend_from_slice(header.value.of(bytes));
+        out.extend_from_slice(b", ");
+    }
+    match peer {
+        Peer::Ip(address) => out.extend_from_slice(address.ip().to_string().as_bytes()),
+        Peer::Local => out.extend_from_slice(b"unknown"),
+    }
+    out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
+}
+
+fn is_identity(header: &Header, bytes: &[u8]) -> bool {
+    header.kind == Name::Other
+        && IDENTITY_HEADERS.iter().any(|name| {
+            let given = header.name.of(bytes);
+            given.len() >= name.len()
+                && given[..name.len()].eq_ignore_ascii_case(name.as_bytes())
+                && (name.ends_with('-') || given.len() == name.len())
+        })
+}
+
+/// Appends an interim (1xx) response; HTTP/1.0 knows none (RFC 9110 15.2).
+pub(crate) fn write_interim(
+    exchange: &Exchange,
+    head: &ResponseHead,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) {
+    if exchange
+        .head()
+        .is_some_and(|request| request.version == Version::Http10)
+    {
+        return;
+    }
+    write_status(b"HTTP/1.1", head.status, head.reason.of(bytes), out);
+    pass_headers(&head.headers, bytes, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the final response head for the downstream, framed as `framing` says.
+pub(crate) fn write_response(
+    exchange: &Exchange,
+    head: &ResponseHead,
+    bytes: &[u8],
+    framing: Framing,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) {
+    let is_old = exchange
+        .head()
+        .is_some_and(|request| request.version == Version::Http10);
+    let version: &[u8] = if is_old { b"HTTP/1.0" } else { b"HTTP/1.1" };
+    write_status(version, head.status, head.reason.of(bytes), out);
+    pass_headers(&head.headers, bytes, out);
+    if framing == Framing::Chunked {
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    }
+    match (head.upgrade, head.status) {
+        (Some(token), 101) => {
+            out.extend_from_slice(b"connection: upgrade\r\n");
+            h1::write_header(out, b"upgrade", token.of(bytes));
+        }
+        (Some(token), 426) => h1::write_header(out, b"upgrade", token.of(bytes)),
+        _ => {}
+    }
+    match (keep_alive, is_old) {
+        (false, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (true, true) => out.extend_from_slice(b"connection: keep-alive\r\n"),
+        (true, false) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A response meshfast makes itself.
+pub(crate) struct LocalReply<'a> {
+    pub(crate) version: Version,
+    pub(crate) status: u16,
+    pub(crate) keep_alive: bool,
+    /// A HEAD request gets the head only.
+    pub(crate) is_head: bool,
+    pub(crate) body: &'a str,
+}
+
+impl LocalReply<'_> {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        let is_old = self.version == Version::Http10;
+        let version: &[u8] = if is_old { b"HTTP/1.0" } else { b"HTTP/1.1" };
+        write_status(version, self.status, reason(self.status), out);
+        out.extend_from_slice(b"server: meshfast\r\n");
+        if self.status == 405 {
+            // RFC 9110 15.5.6 wants the list; ours is of what may be sent instead.
+            out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+        }
+        out.extend_from_slice(b"content-type: text/plain\r\n");
+        h1::write_header(
+            out,
+            b"content-length",
+            self.body.len().to_string().as_bytes(),
+        );
+        match (self.keep_alive, is_old) {
+            (false, _) => out.extend_from_slice(b"connection: close\r\n"),
+            (true, true) => out.extend_from_slice(b"connection: keep-alive\r\n"),
+            (true, false) => {}
+        }
+        out.extend_from_slice(b"\r\n");
+        if !self.is_head {
+            out.extend_from_slice(self.body.as_bytes());
+        }
+    }
+}
+
+fn pass_headers(headers: &[Header], bytes: &[u8], out: &mut Vec<u8>) {
+    for header in headers.iter().filter(|header| !header.hop_by_hop) {
+        line(out, header.line.of(bytes));
+    }
+}
+
+fn write_status(version: &[u8], status: u16, reason: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(version);
+    let digits = [
+        b' ',
+        digit(status / 100),
+        digit(status / 10),
+        digit(status),
+        b' ',
+    ];
+    out.extend_from_slice(&digits);
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn digit(number: u16) -> u8 {
+    b'0' + (number % 10) as u8
+}
+
+fn line(out: &mut Vec<u8>, line: &[u8]) {
+    out.extend_from_slice(line);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Reason phrases of the statuses meshfast makes itself (RFC 9110 15, RFC 6585).
+fn reason(status: u16) -> &'static [u8] {
+    match status {
+        200 => b"OK",
+        400 => b"Bad Request",
+        404 => b"Not Found",
+        405 => b"Method Not Allowed",
+        408 => b"Request Timeout",
+        414 => b"URI Too Long",
+        417 => b"Expectation Failed",
+        431 => b"Request Header Fields Too Large",
+        501 => b"Not Implemented",
+        502 => b"Bad Gateway",
+        503 => b"Service Unavailable",
+        504 => b"Gateway Timeout",
+        505 => b"HTTP Version Not Supported",
+        508 => b"Loop Detected",
+        _ => b"Error",
+    }
+}

@@ -1,0 +1,244 @@
+//! Listening sockets: accepting, exact balance between workers, and what a connection belongs to.
+//!
+//! All workers accept from the same sockets. A worker that holds more connections than the least
+//! loaded one hands the accepted socket over through that worker's inbox, so that a few long-lived
+//! connections do not end up on one worker. Descriptors run out before anything breaks: above the
+//! limit, or when the kernel has none left, accepting pauses for a moment instead of spinning.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use meshfast_mesh::Protocol;
+use mio::net::{TcpListener, UnixListener};
+
+use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
+use crate::exchange::Generation;
+use crate::os;
+use crate::session::Session;
+use crate::stream::{Peer, Stream};
+use crate::timers::Key;
+use crate::worker::{Worker, listener_token};
+
+/// Connections accepted from one socket before others have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// How long accepting pauses when there are no descriptors.
+pub(crate) const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// A listening socket and the part of the snapshot it serves.
+pub(crate) struct Listener {
+    pub(crate) name: String,
+    socket: Acceptor,
+    local: Option<SocketAddr>,
+    /// The newest generation that has this listener, and its place there.
+    pub(crate) generation: Rc<Generation>,
+    pub(crate) index: usize,
+    /// The newest snapshot does not have it: it accepts nothing, and its connections close.
+    pub(crate) is_removed: bool,
+    is_registered: bool,
+}
+
+enum Acceptor {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Acceptor {
+    fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = std::net::TcpListener::from(descriptor);
+        socket.set_nonblocking(true)?;
+        if socket.local_addr().is_ok() {
+            return Ok(Self::Tcp(TcpListener::from_std(socket)));
+        }
+        let socket = std::os::unix::net::UnixListener::from(OwnedFd::from(socket));
+        Ok(Self::Unix(UnixListener::from_std(socket)))
+    }
+
+    fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                Ok((Stream::Tcp(stream), Peer::Ip(peer)))
+            }
+            Self::Unix(socket) => {
+                let (stream, _) = socket.accept()?;
+                Ok((Stream::Unix(stream), Peer::Local))
+            }
+        }
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+
+    fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl Listener {
+    pub(crate) fn new(
+        name: String,
+        descriptor: OwnedFd,
+        generation: Rc<Generation>,
+    ) -> io::Result<Self> {
+        let socket = Acceptor::new(descriptor)?;
+        let local = socket.local();
+        let mut listener = Self {
+            name,
+            socket,
+            local,
+            generation: Rc::clone(&generation),
+            index: 0,
+            is_removed: true,
+            is_registered: false,
+        };
+        listener.apply(&generation);
+        Ok(listener)
+    }
+
+    /// Takes its part of a new generation, if it has one there.
+    pub(crate) fn apply(&mut self, generation: &Rc<Generation>) {
+        let place = generation.snapshot.listener(&self.name);
+        self.is_removed = place.is_none();
+        if let Some(index) = place {
+            self.generation = Rc::clone(generation);
+            self.index = index;
+        }
+    }
+
+    /// Whether connecting to `address` would come back here: a request loop (row R5).
+    pub(crate) fn is_own_address(&self, address: SocketAddr) -> bool {
+        self.local.is_some_and(|local| {
+            let is_any = local.ip().is_unspecified() && address.ip().is_loopback();
+            local.port() == address.port() && (local.ip() == address.ip() || is_any)
+        })
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.generation.snapshot.listeners[self.index].protocol
+    }
+}
+
+impl Worker {
+    /// Puts every listener that should accept into the epoll set, and takes the others out.
+    pub(crate) fn register_listeners(&mut self) -> io::Result<()> {
+        let accepting = !self.is_draining() && self.accept_paused_until_ms == 0;
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            let wanted = accepting && !listener.is_removed;
+            if wanted == listener.is_registered {
+                continue;
+            }
+            let descriptor = listener.socket.descriptor();
+            if wanted {
+                os::add_shared(&self.poll, descriptor, listener_token(index))?;
+            } else {
+                os::remove(&self.poll, descriptor)?;
+            }
+            listener.is_registered = wanted;
+        }
+        Ok(())
+    }
+
+    /// Connections wait at a listener.
+    pub(crate) fn accept(&mut self, index: usize) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let listener = &self.listeners[index];
+            if !listener.is_registered {
+                return;
+            }
+            if self.downstreams.len() >= self.connections_max {
+                return self.pause_accepting();
+            }
+            match listener.socket.accept() {
+                Ok((stream, peer)) => self.place(index, stream, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_out_of_descriptors(&error) => return self.pause_accepting(),
+                // The connection died in the queue (accept(2)); the next one may be well.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn pause_accepting(&mut self) {
+        self.rejected("connection_limit");
+        self.accept_paused_until_ms = self.clock.now_ms() + ACCEPT_PAUSE_MS;
+        self.reregister();
+    }
+
+    /// Keeps an accepted connection or hands it to the worker that has the fewest.
+    fn place(&mut self, index: usize, stream: Stream, peer: Peer) {
+        let mine = self.downstreams.len() as u64;
+        let least = self
+            .outboxes
+            .iter()
+            .filter_map(|outbox| Some((self.share.line.load_of(outbox.slot)?, outbox)))
+            .min_by_key(|(load, outbox)| (*load, outbox.slot));
+        match least {
+            Some((load, outbox)) if load < mine => {
+                let descriptor = stream.into_descriptor();
+                let name = self.listeners[index].name.as_bytes();
+                if outbox.channel.send(name, &[descriptor.as_raw_fd()]).is_ok() {
+                    self.share.line.connection_handed_over();
+                    return;
+                }
+                if let Ok(stream) = Stream::from_descriptor(descriptor) {
+                    self.adopt(index, stream, peer);
+                }
+            }
+            _ => self.adopt(index, stream, peer),
+        }
+    }
+
+    /// Connections that other workers handed over.
+    pub(crate) fn take_handed_over(&mut self) {
+        while let Ok(Some(message)) = self.inbox.receive() {
+            let named = self
+                .listeners
+                .iter()
+                .position(|listener| listener.name.as_bytes() == message.bytes.as_slice());
+            let Some(index) = named else { continue };
+            for descriptor in message.descriptors {
+                if let Ok(stream) = Stream::from_descriptor(descriptor) {
+                    let peer = stream.peer();
+                    self.adopt(index, stream, peer);
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, index: usize, mut stream: Stream, peer: Peer) {
+        stream.tune();
+        let entry = self.downstreams.vacant_entry();
+        let downstream_id = entry.key();
+        let token = Key::Downstream(downstream_id).token();
+        if stream.register(self.poll.registry(), token).is_err() {
+            return;
+        }
+        let now_ms = self.clock.now_ms();
+        entry.insert(Downstream::new(Session::new(stream), index, peer, now_ms));
+        self.share.line.connection_opened();
+        match self.listeners[index].protocol() {
+            Protocol::Http => {
+                self.timers
+                    .arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
+            }
+            Protocol::Tcp => self.begin_tcp(downstream_id),
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}

@@ -1,0 +1,427 @@
+//! What is written when an exchange ends: one access-log line and one sample per metric.
+//!
+//! Lines are formatted here, in the worker; the agent only moves bytes. Keys are those of Istio's
+//! JSON access log, plus `trace_id`. Series are looked up once per kind of outcome and remembered
+//! until the snapshot changes.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use meshfast_mesh::{Cluster, Direction, Endpoint, Workload};
+use meshfast_wire::h1::{Name, Version};
+
+use crate::exchange::{Carries, Destination, Exchange};
+use crate::shared::{HttpSample, Kind, Series, TcpTotals};
+use crate::worker::Worker;
+
+/// Memory of the recorder: the line buffer and the series seen so far.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    line: String,
+    series: HashMap<SeriesKey, Series>,
+    rejections: HashMap<&'static str, Series>,
+}
+
+/// Everything the labels of a series depend on, within one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct SeriesKey {
+    generation: u64,
+    listener: usize,
+    cluster: Option<usize>,
+    endpoint: Option<usize>,
+    status: u16,
+    flag: &'static str,
+    carries: u8,
+    is_old: bool,
+}
+
+impl Recorder {
+    /// The numbers of series stay valid, but what a key means may have changed.
+    pub(crate) fn forget_generation(&mut self) {
+        self.series.clear();
+    }
+}
+
+impl Worker {
+    /// Writes the access record of an exchange that ends now.
+    pub(crate) fn record(&mut self, exchange_id: usize) {
+        let exchange = &self.exchanges[exchange_id];
+        let duration_us = self.clock.now_us() - exchange.started_us;
+        let series = self.series_of(exchange_id);
+        let exchange = &self.exchanges[exchange_id];
+        let received = exchange.requesting.payload_bytes;
+        let sent = exchange.responding.payload_bytes;
+        if exchange.carries == Carries::Http {
+            let sample = HttpSample {
+                duration_us,
+                request_bytes: exchange.requesting.head_bytes + received,
+                response_bytes: exchange.responding.head_bytes + sent,
+            };
+            self.share.series.add_http(series, sample);
+        } else {
+            let totals = TcpTotals {
+                opened: 1,
+                closed: 1,
+                sent_bytes: sent,
+                received_bytes: received,
+            };
+            self.share.series.add_tcp(series, totals);
+        }
+        let mut line = std::mem::take(&mut self.recorder.line);
+        line.clear();
+        self.write_line(exchange_id, duration_us, &mut line);
+        if !self.share.ring.push(line.as_bytes()) {
+            self.share.line.access_log_dropped();
+        }
+        self.recorder.line = line;
+    }
+
+    /// Counts an input that was refused, by its stable reason.
+    pub(crate) fn rejected(&mut self, reason: &'static str) {
+        let series = match self.recorder.rejections.get(reason) {
+            Some(series) => *series,
+            None => {
+                let (series, fits) = self.share.series.intern(Kind::Rejected, &[reason]);
+                if !fits {
+                    self.share.line.series_overflowed();
+                }
+                self.recorder.rejections.insert(reason, series);
+                series
+            }
+        };
+        self.share.series.add_rejected(series);
+    }
+
+    fn series_of(&mut self, exchange_id: usize) -> Series {
+        let exchange = &self.exchanges[exchange_id];
+        let key = SeriesKey {
+            generation: exchange.generation.number(),
+            listener: exchange.listener,
+            cluster: exchange.cluster_index(),
+            endpoint: exchange.endpoint,
+            status: exchange.outcome.status,
+            flag: exchange.outcome.flag,
+            carries: exchange.carries as u8,
+            is_old: exchange.is_old(),
+        };
+        if let Some(series) = self.recorder.series.get(&key) {
+            return *series;
+        }
+        let kind = if exchange.carries == Carries::Http {
+            Kind::Http
+        } else {
+            Kind::Tcp
+        };
+        let values = labels(exchange, kind);
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let (series, fits) = self.share.series.intern(kind, &values);
+        if !fits {
+            self.share.line.series_overflowed();
+        }
+        self.recorder.series.insert(key, series);
+        series
+    }
+
+    fn write_line(&self, exchange_id: usize, duration_us: u64, line: &mut String) {
+        let exchange = &self.exchanges[exchange_id];
+        let downstream = &self.downstreams[exchange.downstream];
+        let request = exchange.request.as_deref();
+        let header = |name| request.and_then(|it| it.header(name));
+        let mut out = Json::begin(line);
+        out.time("start_time", exchange.started_wall_us);
+        out.optional("method", request.map(|it| it.method_bytes()));
+        out.optional("path", request.map(|it| it.path_bytes()));
+        out.text("protocol", exchange.protocol());
+        out.number("response_code", u64::from(exchange.outcome.status));
+        out.flag("response_flags", exchange.outcome.flag);
+        out.flag("response_code_details", exchange.outcome.detail);
+        out.flag(
+            "upstream_transport_failure_reason",
+            &exchange.transport_failure,
+        );
+        out.number("bytes_received", exchange.requesting.payload_bytes);
+        out.number("bytes_sent", exchange.responding.payload_bytes);
+        out.milliseconds("duration", duration_us);
+        if exchange.answered_us != 0 && exchange.carries == Carries::Http {
+            let service_us = exchange.answered_us.saturating_sub(exchange.sent_us);
+            out.milliseconds("upstream_service_time", service_us);
+        }
+        out.optional("x_forwarded_for", header(Name::XForwardedFor));
+        out.optional("user_agent", header(Name::UserAgent));
+        let made = exchange.request_id.as_ref().map(|id| id.as_slice());
+        out.optional("request_id", made.or_else(|| header(Name::XRequestId)));
+        out.optional(
+            "trace_id",
+            exchange.trace.as_ref().map(|it| it.trace_id.as_slice()),
+        );
+        out.optional("authority", request.map(|it| it.authority_bytes()));
+        let upstream = exchange.upstream_address.as_ref().map(ToString::to_string);
+        out.optional("upstream_host", upstream.as_deref().map(str::as_bytes));
+        let cluster = exchange
+            .cluster()
+            .map_or("", |cluster| cluster.name.as_str());
+        let cluster = match exchange.destination {
+            Some(Destination::Passthrough(_)) => PASSTHROUGH,
+            _ => cluster,
+        };
+        out.flag("upstream_cluster", cluster);
+        out.flag("upstream_local_address", &exchange.upstream_local);
+        out.display(
+            "downstream_local_address",
+            downstream.session.stream.local(),
+        );
+        out.display("downstream_remote_address", downstream.peer);
+        out.flag("route_name", &exchange.route);
+        out.end();
+    }
+}
+
+/// Istio's name for destinations outside every route.
+const PASSTHROUGH: &str = "PassthroughCluster";
+
+impl Exchange {
+    fn cluster_index(&self) -> Option<usize> {
+        match self.destination {
+            Some(Destination::Cluster(index)) => Some(index),
+            _ => None,
+        }
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        self.cluster_index()
+            .map(|index| &self.generation.snapshot.clusters[index])
+    }
+
+    fn is_old(&self) -> bool {
+        self.head()
+            .is_some_and(|head| head.version == Version::Http10)
+    }
+
+    fn protocol(&self) -> &'static str {
+        match (self.carries, self.is_old()) {
+            (Carries::Tcp, _) => "TCP",
+            (_, true) => "HTTP/1.0",
+            (_, false) => "HTTP/1.1",
+        }
+    }
+}
+
+/// The label values of an exchange, in the order of [`Kind::labels`].
+fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
+    let snapshot = &exchange.generation.snapshot;
+    let is_inbound = snapshot.listeners[exchange.listener].direction == Direction::Inbound;
+    let endpoint: Option<&Endpoint> = exchange
+        .cluster()
+        .zip(exchange.endpoint)
+        .and_then(|(cluster, index)| cluster.endpoints.get(index));
+    let unknown = Workload::default();
+    let (source, destination) = if is_inbound {
+        (&unknown, &snapshot.workload)
+    } else {
+        (
+            &snapshot.workload,
+            endpoint.map_or(&unknown, |endpoint| &endpoint.workload),
+        )
+    };
+    let service = exchange.cluster().map(|cluster| &cluster.service);
+    let passthrough = matches!(exchange.destination, Some(Destination::Passthrough(_)));
+    let service_name = if passthrough {
+        PASSTHROUGH
+    } else {
+        service.map_or("", |it| &it.name)
+    };
+    let value = |name: &str| -> String {
+        let text = match name {
+            "reporter" => {
+                if is_inbound {
+                    "destination"
+                } else {
+                    "source"
+                }
+            }
+            "source_workload" => &source.name,
+            "source_workload_namespace" => &source.namespace,
+            "source_principal" => &source.principal,
+            "source_app" | "source_canonical_service" => &source.app,
+            "source_version" | "source_canonical_revision" => &source.revision,
+            "destination_workload" => &destination.name,
+            "destination_workload_namespace" => &destination.namespace,
+            "destination_principal" => &destination.principal,
+            "destination_app" | "destination_canonical_service" => &destination.app,
+            "destination_version" | "destination_canonical_revision" => &destination.revision,
+            "destination_service" => service.map_or("", |it| &it.host),
+            "destination_service_name" => service_name,
+            "destination_service_namespace" => service.map_or("", |it| &it.namespace),
+            "request_protocol" => {
+                if kind == Kind::Tcp {
+                    "tcp"
+                } else {
+                    "http"
+                }
+            }
+            "response_code" => return exchange.outcome.status.to_string(),
+            "response_flags" => match exchange.outcome.flag {
+                "" => "-",
+                flag => flag,
+            },
+            "grpc_response_status" => return String::new(),
+            "connection_security_policy" => {
+                if is_inbound {
+                    "none"
+                } else {
+                    "unknown"
+                }
+            }
+            _ => "",
+        };
+        if text.is_empty() {
+            "unknown".to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
+    kind.labels().into_iter().map(value).collect()
+}
+
+/// One JSON object on one line, escaped so that no input can break out of its value (row R7).
+struct Json<'a> {
+    out: &'a mut String,
+}
+
+impl<'a> Json<'a> {
+    fn begin(out: &'a mut String) -> Self {
+        out.push('{');
+        Self { out }
+    }
+
+    fn end(self) {
+        self.out.push_str("}\n");
+    }
+
+    fn key(&mut self, name: &str) {
+        if !self.out.ends_with('{') {
+            self.out.push(',');
+        }
+        self.out.push('"');
+        self.out.push_str(name);
+        self.out.push_str("\":");
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.key(name);
+        // Writing to a String does not fail.
+        let _ = write!(self.out, "{value}");
+    }
+
+    /// Milliseconds with their microseconds.
+    fn milliseconds(&mut self, name: &str, value_us: u64) {
+        self.key(name);
+        let _ = write!(self.out, "{}.{:03}", value_us / 1_000, value_us % 1_000);
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.optional(name, Some(value.as_bytes()));
+    }
+
+    fn display(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.key(name);
+        let _ = write!(self.out, "\"{value}\"");
+    }
+
+    /// An empty value is null.
+    fn flag(&mut self, name: &str, value: &str) {
+        self.optional(name, (!value.is_empty()).then_some(value.as_bytes()));
+    }
+
+    fn optional(&mut self, name: &str, value: Option<&[u8]>) {
+        self.key(name);
+        let Some(bytes) = value else {
+            return self.out.push_str("null");
+        };
+        self.out.push('"');
+        for character in String::from_utf8_lossy(bytes).chars() {
+            match character {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                character if (character as u32) < 0x20 || character == '\u{7f}' => {
+                    let _ = write!(self.out, "\\u{:04x}", character as u32);
+                }
+                character => self.out.push(character),
+            }
+        }
+        self.out.push('"');
+    }
+
+    /// RFC 3339 in UTC with milliseconds.
+    fn time(&mut self, name: &str, wall_us: u64) {
+        self.key(name);
+        let (days, rest) = (wall_us / DAY_US, wall_us % DAY_US);
+        let (year, month, day) = civil(days as i64);
+        let seconds = rest / 1_000_000;
+        let _ = write!(
+            self.out,
+            "\"{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z\"",
+            seconds / 3_600,
+            seconds / 60 % 60,
+            seconds % 60,
+            rest / 1_000 % 1_000
+        );
+    }
+}
+
+const DAY_US: u64 = 86_400_000_000;
+
+/// The proleptic Gregorian date of a day counted from 1970-01-01, with years that begin in March so
+/// that the leap day is the last of its year.
+fn civil(days: i64) -> (i64, i64, i64) {
+    const DAYS_TO_1970: i64 = 719_468;
+    const ERA_DAYS: i64 = 146_097;
+    let shifted = days + DAYS_TO_1970;
+    let era = shifted.div_euclid(ERA_DAYS);
+    let day_of_era = shifted.rem_euclid(ERA_DAYS);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn writes_dates_of_leap_years_and_centuries() {
+        let days = [
+            (0, (1970, 1, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_781, (2026, 11, 24)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ];
+        for (day, date) in days {
+            assert_eq!(civil(day), date);
+        }
+    }
+
+    #[test]
+    fn escapes_what_would_break_out_of_a_line() {
+        let mut line = String::new();
+        let mut json = Json::begin(&mut line);
+        json.optional("path", Some(b"/\"\\\n\x1b[31m\xff"));
+        json.optional("none", None);
+        json.end();
+        assert_eq!(line.matches('\n').count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["path"], "/\"\\\n\u{1b}[31m\u{fffd}");
+        assert!(value["none"].is_null());
+    }
+}

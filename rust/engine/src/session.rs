@@ -1,0 +1,117 @@
+//! One connection of either side: its socket, its two byte queues, reading and flushing.
+//!
+//! What both kinds of session share. A session knows nothing of HTTP; the exchange moves payload from
+//! one session's `input` to the other's `output`. Handlers only append to `output`; the loop flushes
+//! every dirty session once at the end of a turn.
+
+use std::io;
+
+use crate::buffer::Buffer;
+use crate::stream::{Io, Stream};
+
+/// Bytes asked for by one `recv`.
+pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// See the module's text.
+pub(crate) struct Session {
+    pub(crate) stream: Stream,
+    pub(crate) io: Io,
+    pub(crate) input: Buffer,
+    pub(crate) output: Buffer,
+    /// Send FIN as soon as `output` is empty.
+    pub(crate) finish_writing: bool,
+    /// In the list of sessions to flush.
+    pub(crate) dirty: bool,
+    /// In the queue of sessions to drive.
+    pub(crate) queued: bool,
+}
+
+/// What a flush came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Everything that was queued is with the kernel.
+    All,
+    /// The kernel's buffer is full; an event will tell when to go on.
+    Blocked,
+    /// The connection is gone.
+    Broken,
+}
+
+impl Session {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            io: Io {
+                writable: true,
+                ..Io::default()
+            },
+            input: Buffer::default(),
+            output: Buffer::default(),
+            finish_writing: false,
+            dirty: false,
+            queued: false,
+        }
+    }
+
+    /// Reads once into `input`; `true` when something came: bytes or the end of the stream.
+    pub(crate) fn read(&mut self, scratch: &mut [u8]) -> bool {
+        if !self.io.readable || self.io.read_closed || self.io.broken || self.input.is_high() {
+            return false;
+        }
+        match self.stream.read(scratch) {
+            Ok(0) => {
+                self.io.readable = false;
+                self.io.read_closed = true;
+                true
+            }
+            Ok(count) => {
+                // Edge-triggered: a short read means the kernel's buffer is empty, and whatever comes
+                // later brings an event. A FIN that came with these bytes has had its event.
+                self.io.readable = count == scratch.len() || self.io.hangup;
+                self.input.extend(&scratch[..count]);
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.io.readable = false;
+                false
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
+            Err(_) => {
+                self.io.readable = false;
+                self.io.broken = true;
+                true
+            }
+        }
+    }
+
+    /// Sends what waits in `output`.
+    pub(crate) fn flush(&mut self) -> Flushed {
+        while !self.output.is_empty() {
+            if self.io.broken || self.io.write_closed {
+                return Flushed::Broken;
+            }
+            if !self.io.writable {
+                return Flushed::Blocked;
+            }
+            match self.stream.write(self.output.as_slice()) {
+                Ok(count) => {
+                    self.io.writable = count == self.output.len();
+                    self.output.consume(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.io.writable = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // What the peer sent before may still be read; it can be sent nothing more.
+                    self.io.write_closed = true;
+                }
+            }
+        }
+        if self.finish_writing && !self.io.write_closed {
+            self.io.write_closed = true;
+            self.stream.shutdown_write();
+        }
+        Flushed::All
+    }
+}

@@ -1,0 +1,171 @@
+//! A connected byte stream, TCP or Unix, non-blocking; and its readiness as the loop knows it.
+//!
+//! Sockets are registered once, for both directions and edge-triggered, and never again. So the
+//! loop keeps what the last events said in [`Io`] and clears it when a call comes up short.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use meshfast_mesh::Address;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
+
+use crate::os;
+
+/// How long sent data may stay unacknowledged before the peer counts as dead, in ms: a half-open
+/// peer is noticed by its own traffic, without probes.
+const USER_TIMEOUT_MS: u32 = 30_000;
+
+/// See the module's text.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// What the last events and calls said of a socket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Io {
+    /// Worth a `recv`.
+    pub(crate) readable: bool,
+    /// Worth a `send`.
+    pub(crate) writable: bool,
+    /// The peer sent FIN; what came before it may still wait to be read.
+    pub(crate) hangup: bool,
+    /// The peer sent FIN, and all before it was read.
+    pub(crate) read_closed: bool,
+    /// We sent FIN.
+    pub(crate) write_closed: bool,
+    /// Reset or failed: nothing can be read or written any more.
+    pub(crate) broken: bool,
+}
+
+impl Io {
+    pub(crate) fn note(&mut self, event: &mio::event::Event) {
+        self.readable |= event.is_readable() || event.is_read_closed();
+        self.hangup |= event.is_read_closed();
+        self.writable |= event.is_writable();
+        self.broken |= event.is_error();
+    }
+}
+
+/// An address as the logs and headers show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Ip(SocketAddr),
+    Local,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(out),
+            Self::Local => out.write_str("unix"),
+        }
+    }
+}
+
+impl Stream {
+    /// Starts a connect; readiness to write tells its end.
+    pub(crate) fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(*address)?;
+                Ok(Self::Tcp(stream))
+            }
+            Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+        }
+    }
+
+    /// A connection another worker accepted.
+    pub(crate) fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = std::net::TcpStream::from(descriptor);
+        if socket.local_addr().is_ok() {
+            socket.set_nonblocking(true)?;
+            return Ok(Self::Tcp(TcpStream::from_std(socket)));
+        }
+        let socket = std::os::unix::net::UnixStream::from(OwnedFd::from(socket));
+        socket.set_nonblocking(true)?;
+        Ok(Self::Unix(UnixStream::from_std(socket)))
+    }
+
+    /// Options every connection gets: no Nagle, because replies leave in one write already.
+    pub(crate) fn tune(&self) {
+        if let Self::Tcp(stream) = self {
+            // Refused only by a connection that is dead already, which the next call will tell.
+            let _ = stream.set_nodelay(true);
+            os::user_timeout(stream.as_fd(), USER_TIMEOUT_MS);
+        }
+    }
+
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match self {
+            Self::Tcp(stream) => registry.register(stream, token, interest),
+            Self::Unix(stream) => registry.register(stream, token, interest),
+        }
+    }
+
+    /// Whether a started connect has ended well.
+    pub(crate) fn connected(&self) -> io::Result<()> {
+        let pending = match self {
+            Self::Tcp(stream) => stream.take_error(),
+            Self::Unix(stream) => stream.take_error(),
+        };
+        match pending {
+            Ok(None) => Ok(()),
+            Ok(Some(error)) | Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().map_or(Peer::Local, Peer::Ip),
+            Self::Unix(_) => Peer::Local,
+        }
+    }
+
+    pub(crate) fn local(&self) -> Peer {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().map_or(Peer::Local, Peer::Ip),
+            Self::Unix(_) => Peer::Local,
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
+        match self {
+            Self::Tcp(stream) => stream.into(),
+            Self::Unix(stream) => stream.into(),
+        }
+    }
+
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    pub(crate) fn shutdown_write(&self) {
+        os::shutdown_write(self.descriptor());
+    }
+
+    /// The coming close shall be a reset.
+    pub(crate) fn abort_on_close(&self) {
+        os::abort_on_close(self.descriptor());
+    }
+}

@@ -1,0 +1,711 @@
+//! Upstream sessions: dialling, the idle pool, sending a request, reading its response.
+//!
+//! The pool is per worker and endpoint slot, last in first out. An idle connection that says anything
+//! or closes leaves the pool at once. A method that is not safe gets a pooled connection only when it
+//! was used a moment ago, because a server may close an idle one just as the request leaves, and such
+//! a request must not be sent twice (RFC 9110 9.2.2).
+
+use std::collections::HashMap;
+use std::io;
+
+use meshfast_mesh::{Address, Loads};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
+
+use crate::error::Failure;
+use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
+use crate::head;
+use crate::session::{Flushed, Session};
+use crate::shared::EndpointLines;
+use crate::stream::Stream;
+use crate::timers::Key;
+use crate::worker::Worker;
+
+/// Interim (1xx) responses passed on per exchange; more is an attack (CVE-2024-53271).
+const INTERIM_RESPONSES_MAX: u32 = 10;
+
+/// How long an idle connection may have been idle to still carry a method that is not safe.
+const JUST_USED_MS: u64 = 200;
+
+/// For destinations outside every cluster: Istio's `connectTimeout`, Linkerd's pool idle time.
+const PASSTHROUGH_CONNECT_TIMEOUT_MS: u64 = 10_000;
+const IDLE_TIMEOUT_MS: u64 = 3_000;
+
+/// A connection to an upstream.
+pub(crate) struct Upstream {
+    pub(crate) session: Session,
+    pub(crate) address: Address,
+    /// The endpoint's slot; none for a passthrough destination.
+    slot: Option<u32>,
+    pub(crate) exchange: Option<usize>,
+    is_connected: bool,
+    head: ResponseHead,
+    /// Responses it has finished.
+    served: u32,
+    /// Bytes of the current response have come.
+    is_answering: bool,
+    /// Its exchange is over; it only sends what it has and then closes.
+    is_closing: bool,
+    idle_since_ms: u64,
+    idle_timeout_ms: u64,
+}
+
+/// Idle connections.
+#[derive(Default)]
+pub(crate) struct Pool {
+    by_slot: Vec<Vec<usize>>,
+    passthrough: HashMap<Address, Vec<usize>>,
+}
+
+impl Pool {
+    fn idle(&mut self, slot: Option<u32>, address: &Address) -> &mut Vec<usize> {
+        match slot {
+            Some(slot) => {
+                let slot = slot as usize;
+                if self.by_slot.len() <= slot {
+                    self.by_slot.resize_with(slot + 1, Vec::new);
+                }
+                &mut self.by_slot[slot]
+            }
+            None => self.passthrough.entry(address.clone()).or_default(),
+        }
+    }
+
+    fn forget(&mut self, upstream: usize, slot: Option<u32>, address: &Address) {
+        let idle = self.idle(slot, address);
+        if let Some(place) = idle.iter().position(|id| *id == upstream) {
+            idle.remove(place);
+        }
+        if slot.is_none() && idle.is_empty() {
+            self.passthrough.remove(address);
+        }
+    }
+}
+
+/// The balancer's view of the shared memory. Every endpoint is available: ejection and health
+/// checks will decide here.
+struct SharedLoads<'a>(&'a EndpointLines);
+
+impl Loads for SharedLoads<'_> {
+    fn active(&self, slot: u32) -> u32 {
+        self.0.active(slot)
+    }
+
+    fn available(&self, _slot: u32) -> bool {
+        true
+    }
+}
+
+impl Worker {
+    /// Chooses an endpoint for the exchange and sends the request there, over an idle connection or
+    /// a new one.
+    pub(crate) fn dial(&mut self, exchange_id: usize) {
+        let Some((address, slot)) = self.choose(exchange_id) else {
+            return self.fail(exchange_id, Failure::NoHealthyUpstream);
+        };
+        self.exchanges[exchange_id].tries += 1;
+        if let Some(slot) = slot {
+            self.share.endpoints.request_started(slot);
+            self.exchanges[exchange_id].active_slot = Some(slot);
+        }
+        match self.take_idle(exchange_id, slot, &address) {
+            Some(upstream_id) => {
+                self.attach(exchange_id, upstream_id);
+                self.send_request(exchange_id);
+            }
+            None => self.connect(exchange_id, address, slot),
+        }
+    }
+
+    fn choose(&mut self, exchange_id: usize) -> Option<(Address, Option<u32>)> {
+        let exchange = &mut self.exchanges[exchange_id];
+        match exchange.destination.as_ref()? {
+            Destination::Passthrough(address) => Some((address.clone(), None)),
+            Destination::Cluster(index) => {
+                let cluster = &exchange.generation.snapshot.clusters[*index];
+                let cursor = &exchange.generation.turns[*index];
+                let mut turn = cursor.get();
+                let loads = SharedLoads(&self.share.endpoints);
+                let chosen = cluster.pick(&loads, &mut self.random, &exchange.tried, &mut turn);
+                cursor.set(turn);
+                let endpoint = &cluster.endpoints[chosen?];
+                let answer = (endpoint.address.clone(), Some(endpoint.slot));
+                exchange.endpoint = chosen;
+                Some(answer)
+            }
+        }
+    }
+
+    /// Takes the connection used last, if it may carry this request.
+    fn take_idle(
+        &mut self,
+        exchange_id: usize,
+        slot: Option<u32>,
+        address: &Address,
+    ) -> Option<usize> {
+        let exchange = &self.exchanges[exchange_id];
+        if exchange.carries != Carries::Http {
+            return None;
+        }
+        let is_safe = exchange
+            .head()
+            .is_some_and(|head| head.method_kind.is_safe());
+        let now_ms = self.clock.now_ms();
+        while let Some(upstream_id) = self.pool.idle(slot, address).pop() {
+            let upstream = &self.upstreams[upstream_id];
+            if upstream.address != *address {
+                // The slot has a new owner; connections to the old one end here.
+                self.drop_upstream(upstream_id);
+                continue;
+            }
+            if !is_safe && now_ms - upstream.idle_since_ms > JUST_USED_MS {
+                self.pool.idle(slot, address).push(upstream_id);
+                return None;
+            }
+            return Some(upstream_id);
+        }
+        None
+    }
+
+    fn connect(&mut self, exchange_id: usize, address: Address, slot: Option<u32>) {
+        self.exchanges[exchange_id].stage = Stage::Connecting;
+        let timeout_ms = self.connect_timeout_ms(exchange_id);
+        match self.open(&address, slot) {
+            Ok(upstream_id) => {
+                self.attach(exchange_id, upstream_id);
+                let deadline_ms = self.clock.now_ms() + timeout_ms;
+                self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
+            }
+            Err(error) => {
+                self.exchanges[exchange_id].upstream_address = Some(address);
+                self.connect_failed(exchange_id, Failure::ConnectFailed, &error.to_string());
+            }
+        }
+    }
+
+    fn open(&mut self, address: &Address, slot: Option<u32>) -> io::Result<usize> {
+        let mut stream = Stream::connect(address)?;
+        stream.tune();
+        let entry = self.upstreams.vacant_entry();
+        let upstream_id = entry.key();
+        stream.register(self.poll.registry(), Key::Upstream(upstream_id).token())?;
+        let mut session = Session::new(stream);
+        session.io.writable = false;
+        entry.insert(Upstream {
+            session,
+            address: address.clone(),
+            slot,
+            exchange: None,
+            is_connected: false,
+            head: ResponseHead::new(),
+            served: 0,
+            is_answering: false,
+            is_closing: false,
+            idle_since_ms: 0,
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
+        });
+        Ok(upstream_id)
+    }
+
+    fn connect_timeout_ms(&self, exchange_id: usize) -> u64 {
+        let exchange = &self.exchanges[exchange_id];
+        match exchange.destination {
+            Some(Destination::Cluster(index)) => {
+                exchange.generation.snapshot.clusters[index].connect_timeout_ms
+            }
+            _ => PASSTHROUGH_CONNECT_TIMEOUT_MS,
+        }
+    }
+
+    fn attach(&mut self, exchange_id: usize, upstream_id: usize) {
+        let upstream = &mut self.upstreams[upstream_id];
+        upstream.exchange = Some(exchange_id);
+        upstream.is_answering = false;
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.upstream = Some(upstream_id);
+        exchange.upstream_address = Some(upstream.address.clone());
+        self.timers.disarm(Key::Upstream(upstream_id));
+    }
+
+    /// Events have come for an upstream session.
+    pub(crate) fn drive_upstream(&mut self, upstream_id: usize) {
+        if !self.upstreams[upstream_id].is_connected && !self.finish_connect(upstream_id) {
+            return;
+        }
+        for _ in 0..READS_PER_TURN {
+            let Some(upstream) = self.upstreams.get_mut(upstream_id) else {
+                return;
+            };
+            let came = upstream.session.read(&mut self.scratch);
+            let Some(exchange_id) = upstream.exchange else {
+                return self.idle_upstream_spoke(upstream_id);
+            };
+            let moved = self.pump_response(exchange_id);
+            if !came && !moved {
+                return;
+            }
+        }
+        self.queue(Key::Upstream(upstream_id));
+    }
+
+    /// An idle connection may only close; whatever it says, it is of no use any more (row A26).
+    fn idle_upstream_spoke(&mut self, upstream_id: usize) {
+        let upstream = &mut self.upstreams[upstream_id];
+        if upstream.is_closing && !upstream.session.io.broken {
+            return upstream.session.input.clear();
+        }
+        let session = &upstream.session;
+        if !session.input.is_empty() || session.io.read_closed || session.io.broken {
+            self.drop_upstream(upstream_id);
+        }
+    }
+
+    /// Whether the connect has ended well; a failure is dealt with here.
+    fn finish_connect(&mut self, upstream_id: usize) -> bool {
+        let upstream = &mut self.upstreams[upstream_id];
+        if !upstream.session.io.writable && !upstream.session.io.broken {
+            return false;
+        }
+        let outcome = upstream.session.stream.connected();
+        let exchange_id = upstream.exchange;
+        match (outcome, exchange_id) {
+            (Ok(()), Some(exchange_id)) => {
+                upstream.is_connected = true;
+                upstream.session.io.broken = false;
+                self.timers.disarm(Key::Upstream(upstream_id));
+                self.send_request(exchange_id);
+                self.upstreams.contains(upstream_id)
+            }
+            (Err(error), Some(exchange_id)) => {
+                self.connect_failed(exchange_id, Failure::ConnectFailed, &error.to_string());
+                false
+            }
+            (_, None) => {
+                self.drop_upstream(upstream_id);
+                false
+            }
+        }
+    }
+
+    /// The time for a connect has passed.
+    pub(crate) fn upstream_timer(&mut self, upstream_id: usize) {
+        let upstream = &self.upstreams[upstream_id];
+        match upstream.exchange {
+            Some(exchange_id) => {
+                self.connect_failed(exchange_id, Failure::ConnectTimeout, "connect timeout");
+            }
+            None => self.drop_upstream(upstream_id),
+        }
+    }
+
+    fn connect_failed(&mut self, exchange_id: usize, failure: Failure, why: &str) {
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.transport_failure = why.to_owned();
+        if let Some(slot) = exchange.active_slot {
+            self.share.endpoints.connect_failed(slot);
+        }
+        self.try_failed(exchange_id, failure);
+    }
+
+    /// A try has failed: another endpoint, or the failure is the exchange's.
+    pub(crate) fn try_failed(&mut self, exchange_id: usize, failure: Failure) {
+        let exchange = &mut self.exchanges[exchange_id];
+        // A connection that went stale says nothing against its endpoint.
+        if failure != Failure::UpstreamReset {
+            exchange.tried.extend(exchange.active_slot);
+        }
+        let may_retry = exchange.may_retry(failure) && self.has_another(exchange_id);
+        self.detach(exchange_id, false);
+        if may_retry {
+            self.dial(exchange_id)
+        } else {
+            self.fail(exchange_id, failure)
+        }
+    }
+
+    fn has_another(&self, exchange_id: usize) -> bool {
+        let exchange = &self.exchanges[exchange_id];
+        match exchange.destination {
+            Some(Destination::Cluster(index)) => exchange.generation.snapshot.clusters[index]
+                .endpoints
+                .iter()
+                .any(|endpoint| !exchange.tried.contains(&endpoint.slot)),
+            _ => false,
+        }
+    }
+
+    /// The upstream is connected: the request head goes out, or the tunnel opens.
+    fn send_request(&mut self, exchange_id: usize) {
+        let now_us = self.clock.now_us();
+        let exchange = &mut self.exchanges[exchange_id];
+        let upstream_id = exchange
+            .upstream
+            .expect("a request is sent on an attached upstream");
+        let upstream = &mut self.upstreams[upstream_id];
+        exchange.sent_us = now_us;
+        exchange.upstream_local = upstream.session.stream.local().to_string();
+        match exchange.carries {
+            Carries::Http => {
+                let direction = exchange.generation.snapshot.listeners[exchange.listener].direction;
+                let peer = self.downstreams[exchange.downstream].peer;
+                head::write_request(exchange, direction, peer, upstream.session.output.tail());
+                upstream.head.reset();
+                exchange.stage = Stage::AwaitingHead;
+                self.dirty(Key::Upstream(upstream_id));
+                self.pump_request(exchange_id);
+            }
+            Carries::Connect => {
+                let downstream = exchange.downstream;
+                let output = self.downstreams[downstream].session.output.tail();
+                output.extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
+                exchange.outcome.status = 200;
+                exchange.outcome.detail = "via_upstream";
+                exchange.answered_us = now_us;
+                self.open_tunnel(exchange_id);
+                self.dirty(Key::Downstream(downstream));
+            }
+            Carries::Tcp => self.open_tunnel(exchange_id),
+        }
+    }
+
+    /// From here on both halves are raw bytes.
+    fn open_tunnel(&mut self, exchange_id: usize) {
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.stage = Stage::Tunnel;
+        exchange.is_delimited = false;
+        exchange.requesting = Half {
+            head_bytes: exchange.requesting.head_bytes,
+            ..Half::raw()
+        };
+        exchange.responding = Half {
+            head_bytes: exchange.responding.head_bytes,
+            ..Half::raw()
+        };
+        let (downstream_id, upstream_id) = (exchange.downstream, exchange.upstream);
+        self.timers.disarm(Key::Downstream(downstream_id));
+        self.queue(Key::Downstream(downstream_id));
+        if let Some(upstream_id) = upstream_id {
+            self.queue(Key::Upstream(upstream_id));
+        }
+    }
+
+    /// Moves what the upstream has sent towards the downstream; `true` when anything moved.
+    pub(crate) fn pump_response(&mut self, exchange_id: usize) -> bool {
+        let mut moved = false;
+        while let Some(exchange) = self.exchanges.get(exchange_id) {
+            if exchange.stage != Stage::AwaitingHead {
+                return self.pump_response_body(exchange_id) || moved;
+            }
+            if !self.take_response_head(exchange_id) {
+                return moved;
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    fn pump_response_body(&mut self, exchange_id: usize) -> bool {
+        let exchange = &mut self.exchanges[exchange_id];
+        let Some(upstream_id) = exchange.upstream else {
+            return false;
+        };
+        if !matches!(exchange.stage, Stage::Streaming | Stage::Tunnel) || exchange.responding.ended
+        {
+            return false;
+        }
+        let upstream = &mut self.upstreams[upstream_id];
+        let downstream_id = exchange.downstream;
+        let downstream = &mut self.downstreams[downstream_id];
+        let io = upstream.session.io;
+        let source = &mut upstream.session.input;
+        let sink = &mut downstream.session.output;
+        let moved = exchange
+            .responding
+            .pump(source, io.read_closed && !io.broken, sink);
+        if moved != Moved::Nothing {
+            exchange.progress_ms = self.clock.now_ms();
+        }
+        let is_broken = io.broken && source.is_empty();
+        self.dirty(Key::Downstream(downstream_id));
+        match moved {
+            Moved::Broken(detail) => self.response_broken(exchange_id, detail),
+            Moved::Nothing if is_broken => {
+                self.response_broken(exchange_id, Failure::UpstreamTerminated.verdict().detail);
+            }
+            Moved::Ended => {
+                if self.exchanges[exchange_id].stage == Stage::Tunnel {
+                    self.downstreams[downstream_id].session.finish_writing = true;
+                }
+                self.finish_if_complete(exchange_id);
+                return true;
+            }
+            Moved::Nothing => return false,
+            Moved::Some => return true,
+        }
+        true
+    }
+
+    /// Reads one response head, interim or final; `false` when it is not whole yet.
+    fn take_response_head(&mut self, exchange_id: usize) -> bool {
+        let exchange = &mut self.exchanges[exchange_id];
+        let Some(upstream_id) = exchange.upstream else {
+            return false;
+        };
+        let upstream = &mut self.upstreams[upstream_id];
+        let method = exchange
+            .head()
+            .map_or(Method::Other, |head| head.method_kind);
+        let bytes = upstream.session.input.as_slice();
+        upstream.is_answering |= !bytes.is_empty();
+        let parsed = if bytes.is_empty() {
+            Ok(Parsed::Incomplete)
+        } else {
+            upstream.head.parse(bytes, &self.limits, method)
+        };
+        match parsed {
+            Ok(Parsed::Complete) => {
+                self.response_head_came(exchange_id, upstream_id);
+                true
+            }
+            Ok(Parsed::Incomplete) => {
+                let io = upstream.session.io;
+                if io.read_closed || io.broken {
+                    self.upstream_left(exchange_id, upstream_id);
+                    return true;
+                }
+                false
+            }
+            Err(error) => {
+                self.response_refused(exchange_id, error.detail());
+                true
+            }
+        }
+    }
+
+    /// The upstream closed before a whole response head.
+    fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
+        let upstream = &self.upstreams[upstream_id];
+        let was_idle_before = upstream.served > 0 && !upstream.is_answering;
+        self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
+        if was_idle_before {
+            self.try_failed(exchange_id, Failure::UpstreamReset);
+        } else {
+            self.detach(exchange_id, false);
+            self.fail(exchange_id, Failure::UpstreamTerminated);
+        }
+    }
+
+    fn response_head_came(&mut self, exchange_id: usize, upstream_id: usize) {
+        let status = self.upstreams[upstream_id].head.status;
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.progress_ms = self.clock.now_ms();
+        exchange.responding.head_bytes += self.upstreams[upstream_id].head.len as u64;
+        match status {
+            101 => self.switch_protocols(exchange_id, upstream_id),
+            100..=199 => self.pass_interim(exchange_id, upstream_id),
+            _ => self.pass_final(exchange_id, upstream_id),
+        }
+    }
+
+    fn pass_interim(&mut self, exchange_id: usize, upstream_id: usize) {
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.interim_responses += 1;
+        if exchange.interim_responses > INTERIM_RESPONSES_MAX {
+            return self.response_refused(exchange_id, "upstream_interim_response_flood");
+        }
+        let upstream = &mut self.upstreams[upstream_id];
+        let downstream = &mut self.downstreams[exchange.downstream];
+        head::write_interim(
+            exchange,
+            &upstream.head,
+            upstream.session.input.as_slice(),
+            downstream.session.output.tail(),
+        );
+        upstream.session.input.consume(upstream.head.len);
+        upstream.head.reset();
+        let downstream_id = exchange.downstream;
+        self.dirty(Key::Downstream(downstream_id));
+    }
+
+    /// 101 is right only in answer to an upgrade, and ends HTTP on both connections.
+    fn switch_protocols(&mut self, exchange_id: usize, upstream_id: usize) {
+        let exchange = &mut self.exchanges[exchange_id];
+        let asked = exchange.head().is_some_and(|head| head.upgrade.is_some());
+        if !asked || !exchange.requesting.ended {
+            return self.response_refused(exchange_id, "upstream_upgrade_not_asked_for");
+        }
+        let downstream_id = exchange.downstream;
+        self.write_final_head(exchange_id, upstream_id, Framing::None, true);
+        self.open_tunnel(exchange_id);
+        self.dirty(Key::Downstream(downstream_id));
+    }
+
+    fn pass_final(&mut self, exchange_id: usize, upstream_id: usize) {
+        let exchange = &self.exchanges[exchange_id];
+        let is_http11 = exchange
+            .head()
+            .is_none_or(|head| head.version == Version::Http11);
+        let framing = match self.upstreams[upstream_id].head.framing {
+            Framing::Close | Framing::Chunked if is_http11 => Framing::Chunked,
+            Framing::Close | Framing::Chunked => Framing::Close,
+            framing => framing,
+        };
+        let keep_alive = self.keeps_downstream(exchange_id) && framing != Framing::Close;
+        self.write_final_head(exchange_id, upstream_id, framing, keep_alive);
+        let exchange = &mut self.exchanges[exchange_id];
+        let upstream = &self.upstreams[upstream_id];
+        let decoder = BodyDecoder::new(upstream.head.framing, &self.limits);
+        let half = Half::new(decoder, BodyEncoder::new(framing));
+        exchange.responding = Half {
+            head_bytes: exchange.responding.head_bytes,
+            ..half
+        };
+        exchange.stage = Stage::Streaming;
+        exchange.is_delimited = framing != Framing::Close;
+        let downstream_id = exchange.downstream;
+        self.downstreams[downstream_id].keep_alive = keep_alive;
+        self.dirty(Key::Downstream(downstream_id));
+    }
+
+    fn write_final_head(
+        &mut self,
+        exchange_id: usize,
+        upstream_id: usize,
+        framing: Framing,
+        keep_alive: bool,
+    ) {
+        let exchange = &mut self.exchanges[exchange_id];
+        let upstream = &mut self.upstreams[upstream_id];
+        let downstream = &mut self.downstreams[exchange.downstream];
+        let bytes = upstream.session.input.as_slice();
+        let output = downstream.session.output.tail();
+        head::write_response(exchange, &upstream.head, bytes, framing, keep_alive, output);
+        exchange.outcome.status = upstream.head.status;
+        exchange.outcome.detail = "via_upstream";
+        exchange.answered_us = self.clock.now_us();
+        let length = upstream.head.len;
+        upstream.session.input.consume(length);
+    }
+
+    /// The upstream's answer is not HTTP as we accept it.
+    fn response_refused(&mut self, exchange_id: usize, detail: &'static str) {
+        self.rejected(detail);
+        self.detach(exchange_id, false);
+        self.fail_with(exchange_id, Failure::UpstreamProtocol, Some(detail));
+    }
+
+    /// The response broke off after its head was passed on: it must not look complete.
+    fn response_broken(&mut self, exchange_id: usize, detail: &'static str) {
+        self.detach(exchange_id, false);
+        self.fail_with(exchange_id, Failure::UpstreamTerminated, Some(detail));
+    }
+
+    /// Parts the exchange from its upstream session; the session lives on only if `reuse` says so
+    /// and nothing speaks against it.
+    pub(crate) fn detach(&mut self, exchange_id: usize, reuse: bool) {
+        let exchange = &mut self.exchanges[exchange_id];
+        if let Some(slot) = exchange.active_slot.take() {
+            self.share.endpoints.request_finished(slot);
+        }
+        let Some(upstream_id) = exchange.upstream.take() else {
+            return;
+        };
+        let idle_timeout_ms = match exchange.destination {
+            Some(Destination::Cluster(index)) => {
+                exchange.generation.snapshot.clusters[index].idle_timeout_ms
+            }
+            _ => IDLE_TIMEOUT_MS,
+        };
+        let upstream = &mut self.upstreams[upstream_id];
+        upstream.exchange = None;
+        if reuse && upstream.is_reusable() {
+            self.keep_upstream(upstream_id, idle_timeout_ms);
+        } else if exchange.is_finished() && exchange.stage == Stage::Tunnel {
+            // The last bytes of a tunnel may still be on their way.
+            upstream.is_closing = true;
+            let deadline_ms = self.clock.now_ms() + STREAM_IDLE_MS;
+            self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
+            self.dirty(Key::Upstream(upstream_id));
+        } else {
+            self.drop_upstream(upstream_id);
+        }
+    }
+
+    /// Sends what waits, and lets the other side go on where it was held back.
+    pub(crate) fn flush_upstream(&mut self, upstream_id: usize) {
+        let Some(upstream) = self.upstreams.get_mut(upstream_id) else {
+            return;
+        };
+        upstream.session.dirty = false;
+        if !upstream.is_connected {
+            return;
+        }
+        let was_high = upstream.session.output.is_high();
+        match upstream.session.flush() {
+            Flushed::All if upstream.is_closing => self.drop_upstream(upstream_id),
+            Flushed::All | Flushed::Blocked => {
+                if was_high
+                    && !upstream.session.output.is_high()
+                    && let Some(exchange_id) = upstream.exchange
+                {
+                    let downstream_id = self.exchanges[exchange_id].downstream;
+                    self.queue(Key::Downstream(downstream_id));
+                }
+            }
+            // It may have answered before it closed: reading tells, and ends the exchange.
+            Flushed::Broken => {
+                upstream.session.output.clear();
+                upstream.session.io.readable = true;
+                self.queue(Key::Upstream(upstream_id));
+            }
+        }
+    }
+
+    fn keep_upstream(&mut self, upstream_id: usize, idle_timeout_ms: u64) {
+        let now_ms = self.clock.now_ms();
+        let upstream = &mut self.upstreams[upstream_id];
+        upstream.served += 1;
+        upstream.idle_since_ms = now_ms;
+        // What the upstream says of its own patience, less a second for the way (RFC 9110, Keep-Alive).
+        let said_ms = upstream
+            .head
+            .keep_alive_timeout_s
+            .map(|s| u64::from(s) * 1_000);
+        let learned_ms = said_ms.map_or(idle_timeout_ms, |said| said.saturating_sub(1_000));
+        upstream.idle_timeout_ms = idle_timeout_ms.min(learned_ms);
+        upstream.session.input.release();
+        upstream.session.output.release();
+        let deadline_ms = now_ms + upstream.idle_timeout_ms;
+        self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
+        let upstream = &self.upstreams[upstream_id];
+        self.pool
+            .idle(upstream.slot, &upstream.address)
+            .push(upstream_id);
+    }
+
+    /// Closes an upstream session that no exchange uses.
+    pub(crate) fn drop_upstream(&mut self, upstream_id: usize) {
+        let upstream = &mut self.upstreams[upstream_id];
+        debug_assert!(
+            upstream.exchange.is_none(),
+            "an exchange parts from its upstream first"
+        );
+        let (slot, address) = (upstream.slot, upstream.address.clone());
+        self.pool.forget(upstream_id, slot, &address);
+        self.timers.disarm(Key::Upstream(upstream_id));
+        self.upstreams.remove(upstream_id);
+    }
+}
+
+/// Reads of 64 KiB that one session may do before others have their turn.
+pub(crate) const READS_PER_TURN: usize = 8;
+
+impl Upstream {
+    fn is_reusable(&self) -> bool {
+        let io = &self.session.io;
+        self.head.keep_alive
+            && self.head.framing != Framing::Close
+            && self.session.input.is_empty()
+            && self.session.output.is_empty()
+            && !(io.read_closed || io.write_closed || io.broken || io.hangup)
+    }
+}

@@ -1,0 +1,562 @@
+//! A worker: one thread, one event loop, three slabs.
+//!
+//! A turn of the loop, in this order:
+//! 1. wait for events and note what they say in the sessions; nothing is acted on yet, so no session
+//!    can be replaced by another while events of the old one are still being read;
+//! 2. drive the queued sessions: read, decode, decide, append to outputs;
+//! 3. flush every dirty session once; a flush that makes room queues the other side, so 2 and 3
+//!    repeat until both lists are empty or the turn is long enough;
+//! 4. fire the deadlines that have passed.
+//!
+//! The clock is read once per turn. Nothing here waits for another process.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use meshfast_mesh::{Random, Snapshot};
+use meshfast_wire::h1::Limits;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use crate::clock::Clock;
+use crate::control::{Answer, Channel, Order, Question, Report};
+use crate::downstream::Downstream;
+use crate::exchange::{Exchange, Generation};
+use crate::listener::Listener;
+use crate::os;
+use crate::record::Recorder;
+use crate::request::Request;
+use crate::session::READ_BYTES;
+use crate::settings::Settings;
+use crate::shared::{SharedMemory, State, WorkerShare};
+use crate::timers::{Key, Timers};
+use crate::upstream::{Pool, Upstream};
+
+/// Events taken from the kernel at once.
+const EVENTS_PER_TURN: usize = 1_024;
+
+/// Rounds of driving and flushing in one turn before events are looked at again.
+const ROUNDS_PER_TURN: usize = 16;
+
+/// The longest the loop sleeps.
+const SLEEP_MAX_MS: u64 = 60_000;
+
+/// While draining, a connection that has been idle this long is closed; one that was used a moment
+/// ago may have its next request on the way, and gets `connection: close` with the answer instead.
+const DRAIN_IDLE_MS: u64 = 5_000;
+
+/// How often a draining worker looks whether it has finished, at most.
+const DRAIN_POLL_MS: u64 = 100;
+
+/// Another worker's inbox.
+pub(crate) struct Outbox {
+    pub(crate) slot: u32,
+    pub(crate) channel: Channel,
+}
+
+/// See the module's text.
+pub(crate) struct Worker {
+    pub(crate) poll: Poll,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) limits: Limits,
+    pub(crate) share: WorkerShare,
+    pub(crate) recorder: Recorder,
+    pub(crate) generation: Rc<Generation>,
+    retired: Vec<Rc<Generation>>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) downstreams: Slab<Downstream>,
+    pub(crate) exchanges: Slab<Exchange>,
+    pub(crate) upstreams: Slab<Upstream>,
+    pub(crate) pool: Pool,
+    pub(crate) timers: Timers,
+    to_drive: VecDeque<Key>,
+    to_flush: Vec<Key>,
+    pub(crate) scratch: Box<[u8]>,
+    #[expect(clippy::vec_box, reason = "boxes move between this list and exchanges as they are")]
+    pub(crate) spare_requests: Vec<Box<Request>>,
+    pub(crate) no_route: Rc<str>,
+    pub(crate) allow_any: Rc<str>,
+    control: Channel,
+    pub(crate) inbox: Channel,
+    pub(crate) outboxes: Vec<Outbox>,
+    resolver: Channel,
+    pub(crate) questions: u64,
+    /// Questions under way: the exchange that asks and the port it wants.
+    pub(crate) resolving: HashMap<u64, (usize, u16)>,
+    pub(crate) connections_max: usize,
+    pub(crate) accept_paused_until_ms: u64,
+    /// When a drain must be over, in ms; 0 while serving.
+    drain_until_ms: u64,
+    drain_default_ms: u64,
+}
+
+/// Serves until drained. The number is the process's exit code: 0.
+///
+/// # Errors
+/// A text when the worker cannot start; it must not be started again with the same settings.
+pub fn run(settings: &[u8]) -> Result<i32, String> {
+    let settings = Settings::parse(settings)?;
+    let mut worker = Worker::boot(settings).map_err(|error| format!("worker: {error}"))?;
+    worker
+        .serve()
+        .map_err(|error| format!("worker: event loop: {error}"))?;
+    Ok(0)
+}
+
+impl Worker {
+    fn boot(settings: Settings) -> io::Result<Self> {
+        let memory = os::owned(settings.shared_memory_fd)?;
+        let memory = Rc::new(SharedMemory::open(memory.as_fd())?);
+        if memory.worker_slots() != settings.worker_slots {
+            let why = "worker_slots differ between settings and shared memory";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let share = WorkerShare::take(&memory, settings.slot);
+        let snapshot = os::owned(settings.snapshot_fd)?;
+        let generation = load(&snapshot, settings.generation)?;
+        share
+            .line
+            .generations(settings.generation, settings.generation);
+        let mut listeners = Vec::new();
+        for listener in settings.listeners {
+            let socket = os::owned(listener.fd)?;
+            listeners.push(Listener::new(
+                listener.name,
+                socket,
+                Rc::clone(&generation),
+            )?);
+        }
+        let mut outboxes = Vec::new();
+        for outbox in settings.outboxes {
+            outboxes.push(Outbox {
+                slot: outbox.slot,
+                channel: Channel::new(outbox.fd)?,
+            });
+        }
+        let clock = Clock::start();
+        let seed = clock.wall_us() ^ (u64::from(std::process::id()) << 40);
+        let worker = Self {
+            poll: Poll::new()?,
+            random: Random::new(seed),
+            clock,
+            limits: Limits::default(),
+            share,
+            recorder: Recorder::default(),
+            generation,
+            retired: Vec::new(),
+            listeners,
+            downstreams: Slab::new(),
+            exchanges: Slab::new(),
+            upstreams: Slab::new(),
+            pool: Pool::default(),
+            timers: Timers::default(),
+            to_drive: VecDeque::new(),
+            to_flush: Vec::new(),
+            scratch: vec![0; READ_BYTES].into_boxed_slice(),
+            spare_requests: Vec::new(),
+            no_route: Rc::from(""),
+            allow_any: Rc::from("allow_any"),
+            control: Channel::new(settings.control_fd)?,
+            inbox: Channel::new(settings.inbox_fd)?,
+            outboxes,
+            resolver: Channel::new(settings.resolver_fd)?,
+            questions: 0,
+            resolving: HashMap::new(),
+            connections_max: connections_max(),
+            accept_paused_until_ms: 0,
+            drain_until_ms: 0,
+            drain_default_ms: settings.drain_ms,
+        };
+        worker.register_channels()?;
+        Ok(worker)
+    }
+
+    fn register_channels(&self) -> io::Result<()> {
+        let registry = self.poll.registry();
+        for (channel, token) in [
+            (&self.control, CONTROL),
+            (&self.inbox, INBOX),
+            (&self.resolver, RESOLVER),
+        ] {
+            registry.register(&mut SourceFd(&channel.raw()), token, Interest::READABLE)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        self.register_listeners()?;
+        self.share.line.state(State::Serving);
+        self.report(&Report::Ready);
+        // Connections handed to an earlier worker of this slot wait in the inbox since before the
+        // registration, which is edge-triggered.
+        self.take_handed_over();
+        let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        loop {
+            match self.poll.poll(&mut events, Some(self.sleep())) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            self.clock.tick();
+            self.turn(&events);
+            self.share.line.turn(self.clock.since_tick_us());
+            if self.is_draining() && self.drained() {
+                self.share.line.state(State::Gone);
+                self.report(&Report::Drained);
+                return Ok(());
+            }
+        }
+    }
+
+    fn turn(&mut self, events: &Events) {
+        let mut told = Vec::new();
+        for event in events {
+            match Place::of(event.token()) {
+                Place::Session(key) => self.note(key, event),
+                place => told.push(place),
+            }
+        }
+        for place in told {
+            match place {
+                Place::Control => self.take_orders(),
+                Place::Inbox => self.take_handed_over(),
+                Place::Listener(index) => self.accept(index),
+                Place::Resolver => self.take_answers(),
+                Place::Session(_) => {}
+            }
+        }
+        self.work();
+        while let Some(key) = self.timers.pop(self.clock.now_ms()) {
+            self.fire(key);
+        }
+        self.work();
+        self.resume_accepting();
+        self.retire_generations();
+    }
+
+    fn work(&mut self) {
+        for _ in 0..ROUNDS_PER_TURN {
+            for _ in 0..self.to_drive.len() {
+                let Some(key) = self.to_drive.pop_front() else {
+                    break;
+                };
+                self.drive(key);
+            }
+            let mut flushing = std::mem::take(&mut self.to_flush);
+            for key in flushing.drain(..) {
+                match key {
+                    Key::Downstream(id) => self.flush_downstream(id),
+                    Key::Upstream(id) => self.flush_upstream(id),
+                    Key::Exchange(_) => {}
+                }
+            }
+            if self.to_flush.is_empty() {
+                self.to_flush = flushing;
+            }
+            if self.to_drive.is_empty() && self.to_flush.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn drive(&mut self, key: Key) {
+        match key {
+            Key::Downstream(id) => {
+                if let Some(downstream) = self.downstreams.get_mut(id) {
+                    downstream.session.queued = false;
+                    self.drive_downstream(id);
+                }
+            }
+            Key::Upstream(id) => {
+                if let Some(upstream) = self.upstreams.get_mut(id) {
+                    upstream.session.queued = false;
+                    self.drive_upstream(id);
+                }
+            }
+            Key::Exchange(_) => {}
+        }
+    }
+
+    fn fire(&mut self, key: Key) {
+        match key {
+            Key::Downstream(id) if self.downstreams.contains(id) => self.downstream_timer(id),
+            Key::Exchange(id) if self.exchanges.contains(id) => self.exchange_timer(id),
+            Key::Upstream(id) if self.upstreams.contains(id) => self.upstream_timer(id),
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, key: Key, event: &mio::event::Event) {
+        let io = match key {
+            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session.io),
+            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session.io),
+            Key::Exchange(_) => None,
+        };
+        if let Some(io) = io {
+            let was_writable = io.writable;
+            io.note(event);
+            if io.writable && !was_writable {
+                self.dirty(key);
+            }
+            self.queue(key);
+        }
+    }
+
+    /// Has a session driven in this turn.
+    pub(crate) fn queue(&mut self, key: Key) {
+        let session = match key {
+            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session),
+            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session),
+            Key::Exchange(_) => None,
+        };
+        if let Some(session) = session.filter(|session| !session.queued) {
+            session.queued = true;
+            self.to_drive.push_back(key);
+        }
+    }
+
+    /// Has a session flushed at the end of this turn.
+    pub(crate) fn dirty(&mut self, key: Key) {
+        let session = match key {
+            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session),
+            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session),
+            Key::Exchange(_) => None,
+        };
+        if let Some(session) = session.filter(|session| !session.dirty) {
+            session.dirty = true;
+            self.to_flush.push(key);
+        }
+    }
+
+    fn sleep(&self) -> Duration {
+        if !self.to_drive.is_empty() || !self.to_flush.is_empty() {
+            return Duration::ZERO;
+        }
+        let now_ms = self.clock.now_ms();
+        let mut sleep_ms = self
+            .timers
+            .next_in(now_ms)
+            .unwrap_or(SLEEP_MAX_MS)
+            .min(SLEEP_MAX_MS);
+        if self.is_draining() {
+            sleep_ms = sleep_ms.min(DRAIN_POLL_MS);
+        }
+        if self.accept_paused_until_ms != 0 {
+            sleep_ms = sleep_ms.min(self.accept_paused_until_ms.saturating_sub(now_ms) + 1);
+        }
+        Duration::from_millis(sleep_ms)
+    }
+
+    fn resume_accepting(&mut self) {
+        let until_ms = self.accept_paused_until_ms;
+        if until_ms != 0
+            && until_ms <= self.clock.now_ms()
+            && self.downstreams.len() < self.connections_max
+        {
+            self.accept_paused_until_ms = 0;
+            self.reregister();
+        } else if until_ms != 0 && until_ms <= self.clock.now_ms() {
+            self.accept_paused_until_ms = self.clock.now_ms() + crate::listener::ACCEPT_PAUSE_MS;
+        }
+    }
+
+    /// Changing the epoll set fails only when the kernel is out of memory for it; the listener is
+    /// left as it was and the next change tries again.
+    pub(crate) fn reregister(&mut self) {
+        if self.register_listeners().is_err() {
+            self.rejected("listener_registration_failed");
+        }
+    }
+
+    fn take_orders(&mut self) {
+        loop {
+            match self.control.receive() {
+                Ok(Some(message)) => match serde_json::from_slice(&message.bytes) {
+                    Ok(order) => self.obey(order, message.descriptors),
+                    Err(_) => self.rejected("control_message_not_understood"),
+                },
+                // The supervisor is dead: finish what is here and leave.
+                Ok(None) => return self.drain(self.drain_default_ms),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order, mut descriptors: Vec<OwnedFd>) {
+        match (order, descriptors.pop()) {
+            (Order::Drain { deadline_ms }, _) => self.drain(deadline_ms),
+            (Order::Listener { name }, Some(socket)) => {
+                let known = self.listeners.iter().any(|listener| listener.name == name);
+                let generation = Rc::clone(&self.generation);
+                if !known && let Ok(listener) = Listener::new(name, socket, generation) {
+                    self.listeners.push(listener);
+                    self.reregister();
+                }
+            }
+            (Order::Snapshot { generation }, Some(blob)) => match load(&blob, generation) {
+                Ok(loaded) => self.apply(loaded, generation),
+                // The agent validated it with the same code, so this is a broken descriptor: the
+                // last good snapshot stays.
+                Err(_) => self.rejected("snapshot_unreadable"),
+            },
+            _ => self.rejected("control_message_without_descriptor"),
+        }
+    }
+
+    fn apply(&mut self, loaded: Rc<Generation>, number: u64) {
+        let old = std::mem::replace(&mut self.generation, loaded);
+        self.retired.push(old);
+        for listener in &mut self.listeners {
+            listener.apply(&self.generation);
+        }
+        self.recorder.forget_generation();
+        self.reregister();
+        self.retire_generations();
+        self.report(&Report::Applied { generation: number });
+    }
+
+    /// Lets go of generations that no exchange and no listener holds any more.
+    fn retire_generations(&mut self) {
+        if self.retired.is_empty() {
+            return;
+        }
+        self.retired
+            .retain(|generation| Rc::strong_count(generation) > 1);
+        let newest = self.generation.number();
+        let oldest = self
+            .retired
+            .iter()
+            .map(|it| it.number())
+            .min()
+            .unwrap_or(newest);
+        self.share.line.generations(newest, oldest);
+    }
+
+    fn take_answers(&mut self) {
+        while let Ok(Some(message)) = self.resolver.receive() {
+            match serde_json::from_slice(&message.bytes) {
+                Ok(Answer::Resolved {
+                    id,
+                    addresses,
+                    error,
+                }) => {
+                    self.resolved(id, &addresses, error);
+                }
+                Err(_) => self.rejected("resolver_message_not_understood"),
+            }
+        }
+    }
+
+    /// Asks the agent for the addresses of a host; `false` when it cannot be asked now.
+    pub(crate) fn ask_resolver(&self, id: u64, host: &str) -> bool {
+        self.resolver
+            .send_json(&Question::Resolve { id, host })
+            .is_ok()
+    }
+
+    /// A supervisor that does not read its channel is stopped or dead; it learns by other ways.
+    fn report(&self, report: &Report) {
+        let _ = self.control.send_json(report);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain_until_ms != 0
+    }
+
+    fn drain(&mut self, deadline_ms: u64) {
+        let until_ms = self.clock.now_ms() + deadline_ms;
+        if self.drain_until_ms == 0 || until_ms < self.drain_until_ms {
+            self.drain_until_ms = until_ms;
+        }
+        self.share.line.state(State::Draining);
+        self.reregister();
+        self.take_handed_over();
+    }
+
+    /// Whether a draining worker has finished; closes what need not or must not be waited for.
+    fn drained(&mut self) -> bool {
+        let now_ms = self.clock.now_ms();
+        if now_ms >= self.drain_until_ms {
+            return true;
+        }
+        let patience_ms = DRAIN_IDLE_MS.min((self.drain_until_ms - now_ms) / 2);
+        let idle: Vec<usize> = self
+            .downstreams
+            .iter()
+            .filter(|(_, it)| it.is_idle() && now_ms - it.idle_since_ms > patience_ms)
+            .map(|(id, _)| id)
+            .collect();
+        for id in idle {
+            self.close_downstream(id);
+        }
+        self.work();
+        self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| it.exchange.is_none())
+    }
+}
+
+/// What a token of the epoll set stands for.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Control,
+    Inbox,
+    Listener(usize),
+    Resolver,
+    Session(Key),
+}
+
+const CONTROL: Token = Token(3);
+const INBOX: Token = Token(7);
+const RESOLVER: Token = Token(11);
+
+/// The lowest two bits say what it is, the rest which one.
+const KIND_BITS: u32 = 2;
+
+pub(crate) fn listener_token(index: usize) -> Token {
+    Token(index << KIND_BITS | 2)
+}
+
+impl Key {
+    pub(crate) fn token(self) -> Token {
+        match self {
+            Self::Downstream(id) => Token(id << KIND_BITS),
+            Self::Upstream(id) => Token(id << KIND_BITS | 1),
+            Self::Exchange(_) => unreachable!("exchanges have no socket"),
+        }
+    }
+}
+
+impl Place {
+    fn of(token: Token) -> Self {
+        let index = token.0 >> KIND_BITS;
+        match token.0 & 3 {
+            0 => Self::Session(Key::Downstream(index)),
+            1 => Self::Session(Key::Upstream(index)),
+            2 => Self::Listener(index),
+            _ if token == CONTROL => Self::Control,
+            _ if token == INBOX => Self::Inbox,
+            _ => Self::Resolver,
+        }
+    }
+}
+
+fn load(blob: &OwnedFd, expected: u64) -> io::Result<Rc<Generation>> {
+    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let snapshot = os::map_private(blob.as_fd(), Snapshot::decode)?
+        .map_err(|error| refused(format!("snapshot: {error}")))?;
+    if snapshot.generation != expected {
+        return Err(refused(format!(
+            "snapshot has generation {}, {expected} was announced",
+            snapshot.generation
+        )));
+    }
+    Ok(Generation::new(snapshot))
+}
+
+/// Less than half of the descriptors: every connection may need one on the other side.
+fn connections_max() -> usize {
+    (os::descriptor_limit() / 2).saturating_sub(32).max(16)
+}
