@@ -1,5 +1,77 @@
-"""The verbs between control plane and sidecar. See messages.py."""
+"""The verbs between control plane and sidecar: subscribe, push, ack, nack. Sans-I/O.
 
+`messages` is the language, `framer` its bytes, `client` and `server` the two ends as state
+machines; `revision` numbers what they speak about. Nothing here opens a socket or reads a clock.
+"""
+
+from meshfast.discovery.client import ClientSession, ClientState
+from meshfast.discovery.error import Code, DiscoveryError
+from meshfast.discovery.framer import FRAME_BYTES_MAX, Encoding, Framer
+from meshfast.discovery.messages import (
+    PROTOCOL_VERSION,
+    TYPES,
+    WILDCARD,
+    Ack,
+    CertificateRequest,
+    CertificateResponse,
+    FromClient,
+    FromServer,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    Nack,
+    Node,
+    Port,
+    Problem,
+    Push,
+    Reference,
+    Registration,
+    Resource,
+    Status,
+    Subscribe,
+    Unsubscribe,
+    Welcome,
+)
 from meshfast.discovery.revision import ORIGIN, Revision, content_version
+from meshfast.discovery.server import ServerSession, ServerState, View
 
-__all__ = ["ORIGIN", "Revision", "content_version"]
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "ORIGIN",
+    "PROTOCOL_VERSION",
+    "TYPES",
+    "WILDCARD",
+    "Ack",
+    "CertificateRequest",
+    "CertificateResponse",
+    "ClientSession",
+    "ClientState",
+    "Code",
+    "DiscoveryError",
+    "Encoding",
+    "Framer",
+    "FromClient",
+    "FromServer",
+    "Goodbye",
+    "Heartbeat",
+    "Hello",
+    "Message",
+    "Nack",
+    "Node",
+    "Port",
+    "Problem",
+    "Push",
+    "Reference",
+    "Registration",
+    "Resource",
+    "Revision",
+    "ServerSession",
+    "ServerState",
+    "Status",
+    "Subscribe",
+    "Unsubscribe",
+    "View",
+    "Welcome",
+    "content_version",
+]
