@@ -89,7 +89,7 @@ lint-steps:
 
 types-steps:
 	@$(STEP) "mypy meshfast" $(BIN)/mypy -p meshfast
-	@$(STEP) "mypy tests" $(BIN)/mypy tests
+	@$(STEP) "mypy tests bench" $(BIN)/mypy conftest.py tests bench
 	@$(STEP) "stubtest _core" $(BIN)/python -m mypy.stubtest meshfast._core
 
 $(VENV)/bin/python:

@@ -1,4 +1,4 @@
-"""The rules of tests/conftest.py, shown on a scratch suite that runs in a pytest of its own."""
+"""The rules of conftest.py, shown on a scratch suite that runs in a pytest of its own."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def closing_lines(folder: Path, allowed: str, *arguments: str, ci: bool) -> tupl
     """Run SUITE under the conftest of this repository; return pytest's exit code and output."""
     suite = folder / "tests" / "core"
     suite.mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
+    shutil.copy(ROOT / "conftest.py", folder)
     (folder / "tests" / "allowed_skips.txt").write_text(allowed)
     (suite / "test_scratch.py").write_text(SUITE)
     (folder / "pytest.ini").write_text("[pytest]\n")

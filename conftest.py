@@ -3,7 +3,8 @@
 1. A skip or an expected failure without a reason fails, everywhere.
 2. With ``CI`` in the environment it fails too unless tests/allowed_skips.txt lists it: a test that
    did not run must not look like one that passed.
-3. After the run the seconds of every top-level folder of tests/ are printed, most first.
+3. After the run the seconds of every suite are printed, most first; a suite is a folder of tests/,
+   or bench/tests.
 
 The rules turn the report itself into a failure, so pytest's closing line counts it. Its own tests
 are in tests/architecture/test_skip_rules.py.
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
+ALLOWED_SKIPS = Path(__file__).parent / "tests" / "allowed_skips.txt"
 NO_REASON = re.compile(r"^(Skipped: )?(unconditional skip|condition: .*)?$")
 
 
@@ -84,7 +85,7 @@ def _is_allowed(node: str) -> bool:
 
 
 class SuiteSeconds:
-    """Adds up set-up, call and tear-down of each test under its top-level folder of tests/."""
+    """Adds up set-up, call and tear-down of each test under its suite."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
