@@ -30,8 +30,16 @@ def text(path: Path) -> str:
 
 
 def version() -> str:
-    """Return the one version of the project, from ``[workspace.package]`` of Cargo.toml."""
-    manifest = tomllib.loads(text(Path("Cargo.toml")))
-    found = manifest["workspace"]["package"]["version"]
+    """Return the one version of the project."""
+    return _workspace("version")
+
+
+def rust_version() -> str:
+    """Return the oldest Rust that compiles the project."""
+    return _workspace("rust-version")
+
+
+def _workspace(key: str) -> str:
+    found = tomllib.loads(text(Path("Cargo.toml")))["workspace"]["package"][key]
     assert isinstance(found, str)
     return found

@@ -4,11 +4,12 @@ import importlib.metadata
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.repository import ROOT, text, version
+from tests.repository import ROOT, rust_version, text, version
 
 TARGETS = ["demo", "test", "test-full", "soak", "bench", "wheel", "lint", "types", "fmt", "clean"]
 
@@ -39,6 +40,13 @@ def test_every_target_has_a_recipe(target: str) -> None:
 def test_the_first_two_commands_of_the_readme_are_demo_and_test() -> None:
     commands = re.findall(r"^make (\S+)", text(Path("README.md")), re.MULTILINE)
     assert commands[:2] == ["demo", "test"]
+
+
+def test_the_readme_asks_for_the_python_and_the_rust_that_the_manifests_ask_for() -> None:
+    readme = text(Path("README.md"))
+    assert re.findall(r"Rust (\d+\.\d+)", readme) == [rust_version()]
+    python = tomllib.loads(text(Path("pyproject.toml")))["project"]["requires-python"]
+    assert {f">={found}" for found in re.findall(r"Python (\d+\.\d+)", readme)} == {python}
 
 
 def test_ci_ends_with_the_test_command_of_the_readme() -> None:

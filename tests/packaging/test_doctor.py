@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository import ROOT
+from tests.repository import ROOT, rust_version
 
 SHELL = ["id", "printf", "sed"]
 TOOLS = ["cargo", "cc", "git", "python3", "rustup"]
@@ -61,7 +61,7 @@ def test_a_machine_that_has_everything_is_told_nothing(machine: Machine) -> None
     [
         ("python3", "Python 3.11 or newer (python3)", "apt-get install -y python3 python3-venv"),
         ("cc", "a C compiler (cc)", "apt-get install -y build-essential"),
-        ("cargo", "cargo (Rust 1.85 or newer)", "https://sh.rustup.rs | sh -s -- -y"),
+        ("cargo", f"cargo (Rust {rust_version()} or newer)", "https://sh.rustup.rs | sh -s -- -y"),
         ("git", "git (the tests read what it tracks)", "apt-get install -y git"),
     ],
 )
@@ -97,10 +97,10 @@ def test_a_python_that_will_not_do_is_named(
     assert command in printed[1]
 
 
-def test_a_cargo_older_than_the_edition_is_named(machine: Machine) -> None:
+def test_a_cargo_older_than_the_sources_is_named(machine: Machine) -> None:
     code, printed = doctor(machine(cargo="echo 'cargo 1.63.0'"))
     assert code == 1
-    assert printed[0] == "missing: Rust 1.85 or newer (cargo is older)"
+    assert printed[0] == f"missing: Rust {rust_version()} or newer (cargo is older)"
     assert printed[1].endswith("rustup update stable && rustup default stable")
 
 
