@@ -1,0 +1,158 @@
+"""The extension: what it takes, what it gives and what it raises. Built from `rust/python`.
+
+Two halves that do not meet in one process: the offline half compiles snapshots and reads shared
+memory; `run_worker` is a worker's whole life. Nothing here calls back into Python.
+
+Tests: `mypy.stubtest` against the built module, in every run of `make test`.
+"""
+
+from typing import Final, final
+
+BUCKETS_MS: Final[tuple[float, ...]]
+"""Upper bounds of the 20 buckets of every histogram, without the last one, +Inf."""
+
+def run_worker(settings: bytes) -> int:
+    """Be a worker until it has drained; return the exit code (0 drained, 78 boot failure)."""
+
+@final
+class Snapshot:
+    """The immutable view that workers serve from, as a blob."""
+
+    @staticmethod
+    def build(document: bytes) -> bytes:
+        """Validate and compile a snapshot document (JSON).
+
+        Raises meshfast.errors.ConfigError with the path of what was refused.
+        """
+
+    @staticmethod
+    def describe(blob: bytes) -> str:
+        """Return the document (JSON) that a blob was built from.
+
+        Raises meshfast.errors.EngineError when it is not a blob of this version.
+        """
+
+@final
+class SharedMemory:
+    """The memory all processes of one sidecar share; readers sum over worker slots."""
+
+    @staticmethod
+    def create(worker_slots: int) -> SharedMemory:
+        """Make the memory for 1 to 1,024 worker slots. Raises OSError."""
+
+    @staticmethod
+    def open(fd: int) -> SharedMemory:
+        """Map memory that another process made. Raises OSError when it is not of this layout."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays owned by this object."""
+
+    def workers(self) -> list[WorkerStats]:
+        """Read one line per worker slot that was ever used."""
+
+    def http_series(self) -> list[HttpSeries]:
+        """Read every HTTP series, summed over workers."""
+
+    def tcp_series(self) -> list[TcpSeries]:
+        """Read every TCP series, summed over workers."""
+
+    def rejected(self) -> list[tuple[str, int]]:
+        """Return (reason, count) of refused inputs, summed over workers."""
+
+    def endpoints(self) -> list[EndpointStats]:
+        """Read the lines of endpoint slots that were ever used, summed over workers."""
+
+    def drain_access_log(self, limit: int) -> bytes:
+        """Take whole JSON lines out of all rings, at most `limit` bytes; empty when there are none.
+
+        One process may drain at a time.
+        """
+
+@final
+class WorkerStats:
+    """What one worker slot says. Counters survive the worker's death, gauges do not."""
+
+    @property
+    def slot(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def state(self) -> str:
+        """One of `booting`, `serving`, `draining`, `gone`."""
+
+    @property
+    def generation(self) -> int:
+        """The newest generation this worker serves from."""
+
+    @property
+    def oldest_generation(self) -> int:
+        """The oldest generation that something in this worker still holds."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def exchanges(self) -> int: ...
+    @property
+    def accepted(self) -> int: ...
+    @property
+    def handed_over(self) -> int: ...
+    @property
+    def loop_turns(self) -> int: ...
+    @property
+    def loop_turn_max_us(self) -> int: ...
+    @property
+    def access_log_dropped(self) -> int: ...
+    @property
+    def series_overflow(self) -> int: ...
+
+@final
+class Histogram:
+    """Samples per bucket, not cumulative, +Inf last (20), and the sum of all samples."""
+
+    @property
+    def buckets(self) -> list[int]: ...
+    @property
+    def sum(self) -> float: ...
+
+@final
+class HttpSeries:
+    """One HTTP series: Istio's labels and the values behind its four metrics."""
+
+    @property
+    def labels(self) -> dict[str, str]: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def duration_ms(self) -> Histogram: ...
+    @property
+    def request_bytes(self) -> Histogram: ...
+    @property
+    def response_bytes(self) -> Histogram: ...
+
+@final
+class TcpSeries:
+    """One TCP series: Istio's labels and its four counters."""
+
+    @property
+    def labels(self) -> dict[str, str]: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def opened(self) -> int: ...
+    @property
+    def closed(self) -> int: ...
+
+@final
+class EndpointStats:
+    """One endpoint slot, summed over workers."""
+
+    @property
+    def slot(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def connect_failures(self) -> int: ...

@@ -1,0 +1,161 @@
+"""The agent's life: from settings to the last access-log line.
+
+    settings -> open the shared memory -> serve metrics, logs, names, reloads -> `stop` or EOF
+
+Signals: SIGTERM, SIGINT and SIGHUP are ignored, the supervisor decides and says so on the control
+channel; SIGUSR1 and the message `reopen` reopen the access log. Ready (`/healthz/ready`) is from
+`serving` to `drain`.
+
+Invariant: whatever ends the agent in order, the lines that workers wrote until then are moved to
+the access log, as far as its output takes them within a second.
+
+Tests: tests/agent/test_agent.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from meshfast.agent.access_log import AccessLog
+from meshfast.agent.channel import Channel
+from meshfast.agent.http import Response, Server
+from meshfast.agent.log import Log
+from meshfast.agent.loop import READ, Loop
+from meshfast.agent.publisher import COMPILER, Publisher
+from meshfast.agent.resolver import Resolver, WorkerQuestions, look_up
+from meshfast.agent.settings import Settings
+from meshfast.telemetry.exposition import negotiate, write
+from meshfast.telemetry.families import AgentFacts, collect
+from meshfast.telemetry.processes import Processes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    from meshfast.agent.channel import Message
+    from meshfast.agent.http import Handler, Request
+    from meshfast.agent.resolver import Lookup
+    from meshfast.telemetry.source import Source
+
+__all__ = ["Agent", "main"]
+
+FLUSH_S = 1.0
+
+
+def main(settings_json: bytes) -> NoReturn:
+    """Run the agent on the real shared memory and end the process; see `meshfast.agent.main`."""
+    from meshfast import _core
+
+    settings = Settings(settings_json)
+    source = _core.SharedMemory.open(settings.shared_memory_fd)
+    Agent(settings, source, _core.Snapshot.describe).run()
+    os._exit(0)  # a lookup that hangs in a thread does not hold the end up
+
+
+class Agent:
+    """Everything of the agent, assembled."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        describe: Callable[[bytes], str],
+        *,
+        compiler: Sequence[str] = COMPILER,
+        lookup: Lookup = look_up,
+    ) -> None:
+        """Begin to serve; `run` does the rest."""
+        self._loop = Loop()
+        self._source = source
+        self._state = "starting"
+        self._log = Log(settings.log_level)
+        self._facts = AgentFacts(settings.product_version, settings.generation)
+        self._processes = Processes(os.getppid(), os.getpid())
+        self._access_log = AccessLog(
+            self._loop, source, self._facts, self._log, settings.access_log
+        )
+        self._watch_signals()
+        resolver = Resolver(self._loop, self._facts, lookup)
+        self._questions = [
+            WorkerQuestions(self._loop, fd, resolver) for fd in settings.resolver_fds
+        ]
+        self._control = Channel(
+            self._loop, settings.control_fd, self._on_message, self._on_supervisor_gone
+        )
+        self._publisher = Publisher(
+            self._loop,
+            settings,
+            self._control,
+            resolver,
+            source,
+            self._facts,
+            self._log,
+            describe,
+            compiler,
+        )
+        if "metrics" in settings.sockets:
+            self._server = Server(self._loop, settings.sockets["metrics"], self._handlers())
+        self._control.send({"type": "ready"})
+
+    def run(self) -> None:
+        """Serve until `stop` or the supervisor's end, then move the last access-log lines."""
+        self._loop.run()
+        self._access_log.finish(FLUSH_S)
+
+    def _watch_signals(self) -> None:
+        for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(ignored, signal.SIG_IGN)
+        self._wakeup, wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        wakeup.setblocking(False)
+        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        self._loop.watch(self._wakeup.fileno(), READ, self._on_signal)
+
+    def _on_signal(self, _ready: int) -> None:
+        self._wakeup.recv(64)
+        self._access_log.reopen()
+
+    def _on_message(self, message: Message) -> None:
+        kind = message.get("type")
+        if kind == "applied":
+            self._publisher.on_applied(message)
+        elif kind == "bound":
+            self._publisher.on_bound(message)
+        elif kind == "drain":
+            self._state = "draining"
+            self._publisher.stop()
+        elif kind == "reload":
+            self._publisher.request("reload")
+        elif kind == "reopen":
+            self._access_log.reopen()
+        elif kind == "serving":
+            if self._state == "starting":
+                self._state = "ready"
+        elif kind == "stop":
+            self._loop.stop()
+        else:
+            self._log.warning("message of an unknown type", type=kind)
+
+    def _on_supervisor_gone(self) -> None:
+        self._log.warning("the supervisor is gone")
+        self._loop.stop()
+
+    def _handlers(self) -> dict[str, Handler]:
+        return {
+            "/healthz/live": lambda _request: Response(200, b"live\n"),
+            "/healthz/ready": self._ready,
+            "/metrics": self._metrics,
+            "/stats/prometheus": self._metrics,
+        }
+
+    def _ready(self, _request: Request) -> Response:
+        return Response(200 if self._state == "ready" else 503, f"{self._state}\n".encode())
+
+    def _metrics(self, request: Request) -> Response:
+        content_type = negotiate(request.accept)
+        families = collect(self._source, self._facts, self._processes)
+        return Response(200, write(families, content_type), content_type)

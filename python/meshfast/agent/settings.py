@@ -1,0 +1,59 @@
+"""What the supervisor hands over, as JSON, version 1.
+
+    {"version": 1, "control_fd": 3, "generation": 1, "log_level": "info",
+     "listeners": [{"name": "metrics", "address": "127.0.0.1:15020", "fd": 4}],
+     "bound": [{"name": "gateway/0.0.0.0:8080", "address": "0.0.0.0:8080"}],
+     "shared_memory_fd": 5, "snapshot_fd": 6, "resolvers": [{"slot": 0, "fd": 7}],
+     "agent": {"config_path": "/etc/meshfast/edge.yaml", "access_log": "/dev/stdout",
+               "dns_refresh_s": 5, "version": "1.0.0"}}
+
+`snapshot_fd` and `generation` are the newest snapshot that workers were given, `bound` the workers'
+listeners: an agent that takes over goes on from there. `agent` comes from the command line and goes
+through the supervisor unread. Its keys, all optional:
+
+- `config_path`, or `listen` with `to` or `forward`: the source, as in `meshfast.policy.Source`.
+- `access_log`: `/dev/stdout` (default), `/dev/stderr`, a path, or `off`.
+- `dns_refresh_s`: seconds between two looks at the host names of the configuration; default 5.
+- `version`: for `meshfast_build_info`; asking the installed distribution would cost 5.6 MB here.
+
+Does not do: validating for operators; a key that is missing is a bug of ours and raises.
+
+Tests: tests/agent/test_agent.py.
+"""
+
+from __future__ import annotations
+
+import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["VERSION", "Settings"]
+
+VERSION = 1
+
+_SOURCE_KEYS = ("config_path", "forward", "listen", "to")
+
+
+class Settings:
+    """The settings, taken apart. Descriptors belong to the agent."""
+
+    def __init__(self, settings_json: bytes) -> None:
+        """Raises KeyError and ValueError for what is not version 1."""
+        settings: dict[str, Any] = json.loads(settings_json)
+        if settings["version"] != VERSION:
+            raise ValueError(f"agent settings of version {settings['version']}, not {VERSION}")
+        self.control_fd: int = settings["control_fd"]
+        self.generation: int = settings["generation"]
+        self.log_level: str = settings["log_level"]
+        self.sockets: dict[str, int] = {one["name"]: one["fd"] for one in settings["listeners"]}
+        self.bound: set[str] = {one["name"] for one in settings["bound"]}
+        self.shared_memory_fd: int = settings["shared_memory_fd"]
+        self.snapshot_fd: int = settings["snapshot_fd"]
+        self.resolver_fds: list[int] = [one["fd"] for one in settings["resolvers"]]
+        agent: dict[str, Any] = settings["agent"] or {}
+        self.source = {key: agent[key] for key in _SOURCE_KEYS if agent.get(key) is not None}
+        self.access_log: str = agent.get("access_log", "/dev/stdout")
+        self.dns_refresh_s: float = agent.get("dns_refresh_s", 5.0)
+        self.product_version: str = agent.get("version", "unknown")
