@@ -218,7 +218,7 @@ class Mesh:
 
     def address(self, name: str = "web") -> str:
         """Return where a socket really listens."""
-        return {name: address for address, name in LISTENING.findall(self.stderr)}[name]
+        return str({name: at for at, name in LISTENING.findall(self.stderr)}[name])
 
     def ask(self, line: str = "who", name: str = "web") -> dict[str, Any]:
         """Ask a worker, or the agent with ``name="metrics"``."""
@@ -252,7 +252,7 @@ class Mesh:
             for slot, pid in list(found.items()):
                 if not is_alive(pid):
                     del found[slot]
-            return len(found) == self.settings["workers"]
+            return len(found) == int(self.settings["workers"])
 
         wait_until(has_all, f"{self.settings['workers']} workers answer")
         self.seen.update(found.values())

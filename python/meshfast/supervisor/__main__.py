@@ -2,6 +2,8 @@
 
     --settings-fd N   start with the settings in this memfd (what `launch` does)
     --settings FILE   become a subreaper and start with the settings in a file
+    --state-fd N      take over from the image before (hot restart)
+    --check --state-fd N   tell by the exit code whether this image could take over; change nothing
 
 Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong command line.
 
@@ -16,6 +18,7 @@ import sys
 
 from meshfast.supervisor import lock
 from meshfast.supervisor.holdings import Holdings
+from meshfast.supervisor.hot_restart import State, StateError, check
 from meshfast.supervisor.launch import launch
 from meshfast.supervisor.report import say
 from meshfast.supervisor.settings import Settings, SettingsError
@@ -35,7 +38,12 @@ def main(arguments: list[str]) -> int:
                 return Supervisor(_boot(_read(int(fd)))).run()
             case ["--settings", path]:
                 _launch(path)
-    except (BindError, OSError, SettingsError, lock.LockError) as error:
+            case ["--state-fd", fd]:
+                return _resume(_read(int(fd))).run()
+            case ["--check", "--state-fd", fd]:
+                check(_read(int(fd)))
+                return 0
+    except (BindError, OSError, SettingsError, StateError, lock.LockError) as error:
         say(str(error))
         return 1
     except ValueError:
@@ -67,6 +75,13 @@ def _launch(path: str) -> None:
     settings = Settings.parse(text)
     fds = [settings.shared_memory_fd, settings.snapshot_fd]
     launch(json.dumps(settings.document).encode(), fds)
+
+
+def _resume(text: bytes) -> Supervisor:
+    state = State.parse(text)
+    for fd in state.fds():
+        os.set_inheritable(fd, False)
+    return Supervisor.resume(state)
 
 
 def _read(fd: int) -> bytes:

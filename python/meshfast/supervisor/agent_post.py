@@ -58,16 +58,17 @@ class AgentPost:
         self.agent: Child | None = None
         self.post = Respawn()
         self.failure = ""
-        self._told = holdings.generation
+        self.told = holdings.generation
         self._handlers: dict[str, Handler] = {
             "ready": self._on_ready,
             "bind": self._on_bind,
             "snapshot": self._on_snapshot,
         }
 
-    def adopt(self, agent: Child | None) -> None:
-        """Take over the agent of the image before."""
+    def adopt(self, agent: Child | None, told: int) -> None:
+        """Take over the agent of the image before and what it has heard as applied."""
         self.agent = agent
+        self.told = told
         if agent is not None and agent.fd >= 0:
             listen_to(agent, self.loop, self._handlers)
 
@@ -86,8 +87,8 @@ class AgentPost:
     def tell_applied(self) -> None:
         """Tell the agent when all living workers serve from a newer snapshot than it knows."""
         generation = self.fleet.generation_of_all
-        if self.agent is not None and self.is_serving and generation > self._told:
-            self._told = generation
+        if self.agent is not None and self.is_serving and generation > self.told:
+            self.told = generation
             self.agent.send({"type": "applied", "generation": generation})
 
     def send(self, message: dict[str, Any]) -> None:
@@ -167,7 +168,7 @@ class AgentPost:
         agent.kill_at = None
         self.post.on_ready()
         if self.fleet.has_served:
-            self._told = -1
+            self.told = -1
             agent.send({"type": "serving"})
 
     def _on_snapshot(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:

@@ -22,6 +22,7 @@ from meshfast.supervisor import lock, signals
 from meshfast.supervisor.agent_post import AgentPost
 from meshfast.supervisor.fleet import Fleet
 from meshfast.supervisor.holdings import Holdings
+from meshfast.supervisor.hot_restart import HotRestart, State
 from meshfast.supervisor.loop import Loop
 from meshfast.supervisor.notify import notify
 from meshfast.supervisor.report import say
@@ -47,6 +48,7 @@ class Supervisor:
         self.loop = Loop()
         self.fleet = Fleet(holdings, self.loop)
         self.agent_post = AgentPost(holdings, self.loop, self.fleet)
+        self.hot_restart = HotRestart(holdings, self.fleet, self.agent_post)
         self.phase = BOOTING
         self.exit_code = 0
         self._signal_pipe = signals.install()
@@ -56,8 +58,20 @@ class Supervisor:
             signal.SIGINT: self._stop,
             signal.SIGTERM: self._stop,
             signal.SIGUSR1: lambda: self.agent_post.send({"type": "reopen"}),
+            signal.SIGUSR2: self._request_hot_restart,
         }
         self.loop.watch(self._signal_pipe, self._take_signals)
+
+    @classmethod
+    def resume(cls, state: State) -> Supervisor:
+        """Take over from the image before; its children run on and are replaced one by one."""
+        supervisor = cls(state.holdings)
+        supervisor.phase = SERVING
+        supervisor.fleet.has_served = True
+        supervisor.fleet.adopt(state.workers, state.homes)
+        supervisor.agent_post.adopt(state.agent, state.told)
+        say(f"hot restart: image {state.holdings.image} has taken over (pid {os.getpid()})")
+        return supervisor
 
     def run(self) -> int:
         """Live until every child is gone; return the exit code."""
@@ -75,12 +89,15 @@ class Supervisor:
         now = monotonic()
         self.fleet.kill_overdue(now)
         self.agent_post.kill_overdue(now)
+        self.hot_restart.kill_overdue(now)
         if self.phase in (BOOTING, SERVING):
             self.fleet.settle(now)
             self.agent_post.settle(now)
             self._fail_if_hopeless()
         if self.phase == BOOTING and self.fleet.is_serving and self.agent_post.is_serving:
             self._begin_serving()
+        if self.phase == SERVING and self.hot_restart.is_due:
+            self._re_execute()
         self.agent_post.tell_applied()
         if self.phase == DRAINING and not self.fleet.workers:
             self.phase = STOPPING
@@ -122,6 +139,22 @@ class Supervisor:
         # A connect that nobody will accept any more is refused, so that its client goes elsewhere.
         self.holdings.close_listeners_of("worker")
 
+    def _request_hot_restart(self) -> None:
+        if self.phase == SERVING:
+            self.hot_restart.request()
+        else:
+            say(f"hot restart refused while {self.phase}")
+
+    def _re_execute(self) -> None:
+        """Become the next image, unless signals arrived meanwhile: those come first."""
+        signals.block()
+        late = signals.take(self._signal_pipe)
+        if not late:
+            self.hot_restart.execute()
+        signals.unblock()
+        for number in late:
+            self._on_signal[number]()
+
     def _take_signals(self) -> None:
         for number in signals.take(self._signal_pipe):
             self._on_signal[number]()
@@ -136,9 +169,18 @@ class Supervisor:
             if pid == 0:
                 return
             now = monotonic()
-            _ = self.fleet.on_exit(pid, status, now) or self.agent_post.on_exit(pid, status, now)
+            _ = (
+                self.fleet.on_exit(pid, status, now)
+                or self.agent_post.on_exit(pid, status, now)
+                or self.hot_restart.on_exit(pid, status)
+            )
 
     def _until_next_deadline(self) -> float | None:
         now = monotonic()
-        deadlines = [self.fleet.next_deadline(now), self.agent_post.next_deadline(now)]
+        deadlines = [
+            self.fleet.next_deadline(now),
+            self.agent_post.next_deadline(now),
+            self.hot_restart.kill_at,
+            now if self.hot_restart.is_due and self.phase == SERVING else None,
+        ]
         return min((at - now for at in deadlines if at is not None), default=None)
