@@ -4,11 +4,14 @@
 //! the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
 //! access record and give everything back.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
-use meshfast_mesh::Address;
-use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method};
+use meshfast_mesh::Destination as arrival;
+use meshfast_mesh::{Arrival, Dial, Form, ListenerFacts, NoRoute, Refusal, RequestFacts};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, TargetForm};
 
+use crate::downstream::Downstream;
 use crate::error::Failure;
 use crate::exchange::{
     Carries, Destination, Exchange, Half, Outcome, STREAM_IDLE_MS, Stage, TUNNEL_IDLE_MS,
@@ -17,6 +20,9 @@ use crate::request::Request;
 use crate::timers::Key;
 use crate::trace::{self, TraceContext};
 use crate::worker::Worker;
+
+/// For destinations outside every cluster: Istio's `connectTimeout`.
+const PASSTHROUGH_CONNECT_TIMEOUT_MS: u64 = 10_000;
 
 /// How long a host name may take to resolve (Istio's `connectTimeout` is for the connect alone).
 const RESOLVE_TIMEOUT_MS: u64 = 5_000;
@@ -122,50 +128,50 @@ impl Worker {
         }
     }
 
+    /// Where the caller wanted to go, and by which route it gets there.
     fn route(&mut self, exchange_id: usize) {
         let exchange = &mut self.exchanges[exchange_id];
         let generation = Rc::clone(&exchange.generation);
-        let listener = &generation.snapshot.listeners[exchange.listener];
         let request = exchange
             .request
             .as_deref()
             .expect("an HTTP exchange has a request");
-        if exchange.carries == Carries::Connect {
-            if listener.forward_proxy {
-                return self.pass_through(exchange_id);
+        let facts = listener_facts(exchange, &self.downstreams[exchange.downstream]);
+        let arrival = match Arrival::of_request(&facts, &request_facts(request)) {
+            Ok(arrival) => arrival,
+            Err(Refusal::ConnectOff) => {
+                return self.answer(exchange_id, 405, "", "connect_not_enabled");
             }
-            return self.answer(exchange_id, 405, "", "connect_not_enabled");
-        }
-        let choice = generation
-            .snapshot
-            .route(exchange.listener, request, &mut self.random);
-        match choice {
-            Ok(choice) => {
+            Err(Refusal::ConnectPort | Refusal::Authority(_)) => {
+                self.rejected("authority_invalid");
+                return self.answer(exchange_id, 400, "DPE", "authority_invalid");
+            }
+        };
+        let choice = match exchange.carries {
+            Carries::Connect => Err(NoRoute::NoVirtualHost),
+            _ => generation
+                .snapshot
+                .route(exchange.listener, request, &mut self.random),
+        };
+        match (choice, arrival.destination) {
+            (Ok(choice), _) => {
                 exchange.route = Rc::from(choice.route);
                 exchange.destination = Some(Destination::Cluster(choice.cluster));
-                let timeout_ms = choice.timeout_ms;
-                self.start(exchange_id, timeout_ms);
+                self.start(exchange_id, choice.timeout_ms);
             }
-            Err(_) if listener.forward_proxy => self.pass_through(exchange_id),
-            Err(_) => self.fail(exchange_id, Failure::NoRoute),
+            (Err(_), Some(arrival::Host { host, port })) if facts.forward_proxy => {
+                let host = host.to_owned();
+                self.pass_through(exchange_id, &host, port);
+            }
+            _ => self.fail(exchange_id, Failure::NoRoute),
         }
     }
 
     /// The caller named a destination that no route knows, on a listener that goes anywhere.
-    fn pass_through(&mut self, exchange_id: usize) {
-        let request = self.exchanges[exchange_id].request.as_deref();
-        let request = request.expect("an HTTP exchange has a request");
-        let named = meshfast_mesh::Authority::parse(request.authority_bytes());
-        let Ok(authority) = named else {
-            return self.fail(exchange_id, Failure::NoRoute);
-        };
-        let port = authority.port.unwrap_or(80);
-        match authority.host.parse() {
-            Ok(ip) => self.pass_through_to(exchange_id, std::net::SocketAddr::new(ip, port)),
-            Err(_) => {
-                let host = authority.host.to_owned();
-                self.resolve(exchange_id, &host, port);
-            }
+    fn pass_through(&mut self, exchange_id: usize, host: &str, port: u16) {
+        match host.parse() {
+            Ok(ip) => self.pass_through_to(exchange_id, SocketAddr::new(ip, port)),
+            Err(_) => self.resolve(exchange_id, host, port),
         }
     }
 
@@ -190,7 +196,7 @@ impl Worker {
         };
         let first = addresses.iter().find_map(|text| text.parse().ok());
         match first {
-            Some(ip) => self.pass_through_to(exchange_id, std::net::SocketAddr::new(ip, port)),
+            Some(ip) => self.pass_through_to(exchange_id, SocketAddr::new(ip, port)),
             None => {
                 self.exchanges[exchange_id].transport_failure = error.unwrap_or_default();
                 self.fail(exchange_id, Failure::NameNotResolved);
@@ -198,17 +204,18 @@ impl Worker {
         }
     }
 
-    fn pass_through_to(&mut self, exchange_id: usize, address: std::net::SocketAddr) {
+    fn pass_through_to(&mut self, exchange_id: usize, address: SocketAddr) {
+        let dial = Dial::address(address, PASSTHROUGH_CONNECT_TIMEOUT_MS);
         if self
             .listeners
             .iter()
-            .any(|listener| listener.is_own_address(address))
+            .any(|listener| listener.is_reached_by(&dial))
         {
             return self.fail(exchange_id, Failure::RequestLoop);
         }
         let exchange = &mut self.exchanges[exchange_id];
         exchange.route = Rc::clone(&self.allow_any);
-        exchange.destination = Some(Destination::Passthrough(Address::Tcp(address)));
+        exchange.destination = Some(Destination::Passthrough(dial));
         self.start(exchange_id, 0);
     }
 
@@ -293,6 +300,35 @@ impl Worker {
         } else {
             self.abort_downstream(downstream_id);
         }
+    }
+}
+
+fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> ListenerFacts {
+    let listener = &exchange.generation.snapshot.listeners[exchange.listener];
+    ListenerFacts {
+        direction: listener.direction,
+        forward_proxy: listener.forward_proxy,
+        original: None,
+        local: downstream.session.stream.local().socket(),
+        peer: downstream.peer.socket(),
+    }
+}
+
+fn request_facts(request: &Request) -> RequestFacts<'_> {
+    let form = match request.head.form {
+        TargetForm::Absolute => Form::Absolute,
+        TargetForm::Authority => Form::Connect,
+        TargetForm::Asterisk | TargetForm::Origin => Form::Origin,
+    };
+    let secure = request
+        .head
+        .scheme
+        .of(&request.bytes)
+        .eq_ignore_ascii_case(b"https");
+    RequestFacts {
+        form,
+        authority: request.authority_bytes(),
+        secure,
     }
 }
 

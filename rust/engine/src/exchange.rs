@@ -16,7 +16,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Snapshot};
+use meshfast_mesh::{Address, Dial, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
 
 use crate::buffer::Buffer;
@@ -73,7 +73,7 @@ pub(crate) enum Destination {
     /// An endpoint of a cluster; chosen per try.
     Cluster(usize),
     /// An address the caller named, outside every route (outbound ALLOW_ANY).
-    Passthrough(Address),
+    Passthrough(Dial),
 }
 
 /// One direction of an exchange.

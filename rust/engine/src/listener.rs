@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use meshfast_mesh::Protocol;
+use meshfast_mesh::{Address, Dial, Protocol};
 use mio::net::{TcpListener, UnixListener};
 
 use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
@@ -115,12 +115,10 @@ impl Listener {
         }
     }
 
-    /// Whether connecting to `address` would come back here: a request loop (row R5).
-    pub(crate) fn is_own_address(&self, address: SocketAddr) -> bool {
-        self.local.is_some_and(|local| {
-            let is_any = local.ip().is_unspecified() && address.ip().is_loopback();
-            local.port() == address.port() && (local.ip() == address.ip() || is_any)
-        })
+    /// Whether this dial would come back here: a request loop (row R5).
+    pub(crate) fn is_reached_by(&self, dial: &Dial) -> bool {
+        self.local
+            .is_some_and(|local| dial.reaches(&Address::Tcp(local)))
     }
 
     fn protocol(&self) -> Protocol {

@@ -33,7 +33,10 @@ pub(crate) struct Settings {
     #[serde(default = "default_drain_ms")]
     pub(crate) drain_ms: u64,
     /// The level of the processes that log; a worker writes access records only.
-    #[expect(dead_code, reason = "every child gets it, so that settings are written one way")]
+    #[expect(
+        dead_code,
+        reason = "every child gets it, so that settings are written one way"
+    )]
     pub(crate) log_level: String,
 }
 

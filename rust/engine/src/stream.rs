@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use meshfast_mesh::Address;
+use meshfast_mesh::{Address, Dial, Via};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
@@ -56,6 +56,15 @@ pub(crate) enum Peer {
     Local,
 }
 
+impl Peer {
+    pub(crate) fn socket(self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(address),
+            Self::Local => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Peer {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -66,14 +75,15 @@ impl std::fmt::Display for Peer {
 }
 
 impl Stream {
-    /// Starts a connect; readiness to write tells its end.
-    pub(crate) fn connect(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(*address)?;
-                Ok(Self::Tcp(stream))
-            }
-            Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+    /// The dialer: starts a connect; readiness to write tells its end.
+    pub(crate) fn dial(dial: &Dial) -> io::Result<Self> {
+        match (dial.via, &dial.address) {
+            (Via::Socket, Address::Tcp(address)) => TcpStream::connect(*address).map(Self::Tcp),
+            (Via::Socket, Address::Unix(path)) => UnixStream::connect(path).map(Self::Unix),
+            (Via::Broker, _) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "no broker is connected to this worker",
+            )),
         }
     }
 

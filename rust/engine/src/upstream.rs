@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use meshfast_mesh::{Address, Loads};
+use meshfast_mesh::{Address, Dial, Loads};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
 
 use crate::error::Failure;
@@ -26,8 +26,7 @@ const INTERIM_RESPONSES_MAX: u32 = 10;
 /// How long an idle connection may have been idle to still carry a method that is not safe.
 const JUST_USED_MS: u64 = 200;
 
-/// For destinations outside every cluster: Istio's `connectTimeout`, Linkerd's pool idle time.
-const PASSTHROUGH_CONNECT_TIMEOUT_MS: u64 = 10_000;
+/// For destinations outside every cluster: Linkerd's pool idle time.
 const IDLE_TIMEOUT_MS: u64 = 3_000;
 
 /// A connection to an upstream.
@@ -99,7 +98,7 @@ impl Worker {
     /// Chooses an endpoint for the exchange and sends the request there, over an idle connection or
     /// a new one.
     pub(crate) fn dial(&mut self, exchange_id: usize) {
-        let Some((address, slot)) = self.choose(exchange_id) else {
+        let Some((dial, slot)) = self.choose(exchange_id) else {
             return self.fail(exchange_id, Failure::NoHealthyUpstream);
         };
         self.exchanges[exchange_id].tries += 1;
@@ -107,19 +106,19 @@ impl Worker {
             self.share.endpoints.request_started(slot);
             self.exchanges[exchange_id].active_slot = Some(slot);
         }
-        match self.take_idle(exchange_id, slot, &address) {
+        match self.take_idle(exchange_id, slot, &dial.address) {
             Some(upstream_id) => {
                 self.attach(exchange_id, upstream_id);
                 self.send_request(exchange_id);
             }
-            None => self.connect(exchange_id, address, slot),
+            None => self.connect(exchange_id, &dial, slot),
         }
     }
 
-    fn choose(&mut self, exchange_id: usize) -> Option<(Address, Option<u32>)> {
+    fn choose(&mut self, exchange_id: usize) -> Option<(Dial, Option<u32>)> {
         let exchange = &mut self.exchanges[exchange_id];
         match exchange.destination.as_ref()? {
-            Destination::Passthrough(address) => Some((address.clone(), None)),
+            Destination::Passthrough(dial) => Some((dial.clone(), None)),
             Destination::Cluster(index) => {
                 let cluster = &exchange.generation.snapshot.clusters[*index];
                 let cursor = &exchange.generation.turns[*index];
@@ -128,7 +127,7 @@ impl Worker {
                 let chosen = cluster.pick(&loads, &mut self.random, &exchange.tried, &mut turn);
                 cursor.set(turn);
                 let endpoint = &cluster.endpoints[chosen?];
-                let answer = (endpoint.address.clone(), Some(endpoint.slot));
+                let answer = (Dial::endpoint(cluster, endpoint), Some(endpoint.slot));
                 exchange.endpoint = chosen;
                 Some(answer)
             }
@@ -166,24 +165,23 @@ impl Worker {
         None
     }
 
-    fn connect(&mut self, exchange_id: usize, address: Address, slot: Option<u32>) {
+    fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
         self.exchanges[exchange_id].stage = Stage::Connecting;
-        let timeout_ms = self.connect_timeout_ms(exchange_id);
-        match self.open(&address, slot) {
+        match self.open(dial, slot) {
             Ok(upstream_id) => {
                 self.attach(exchange_id, upstream_id);
-                let deadline_ms = self.clock.now_ms() + timeout_ms;
+                let deadline_ms = self.clock.now_ms() + dial.connect_timeout_ms;
                 self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
             }
             Err(error) => {
-                self.exchanges[exchange_id].upstream_address = Some(address);
+                self.exchanges[exchange_id].upstream_address = Some(dial.address.clone());
                 self.connect_failed(exchange_id, Failure::ConnectFailed, &error.to_string());
             }
         }
     }
 
-    fn open(&mut self, address: &Address, slot: Option<u32>) -> io::Result<usize> {
-        let mut stream = Stream::connect(address)?;
+    fn open(&mut self, dial: &Dial, slot: Option<u32>) -> io::Result<usize> {
+        let mut stream = Stream::dial(dial)?;
         stream.tune();
         let entry = self.upstreams.vacant_entry();
         let upstream_id = entry.key();
@@ -192,7 +190,7 @@ impl Worker {
         session.io.writable = false;
         entry.insert(Upstream {
             session,
-            address: address.clone(),
+            address: dial.address.clone(),
             slot,
             exchange: None,
             is_connected: false,
@@ -204,16 +202,6 @@ impl Worker {
             idle_timeout_ms: IDLE_TIMEOUT_MS,
         });
         Ok(upstream_id)
-    }
-
-    fn connect_timeout_ms(&self, exchange_id: usize) -> u64 {
-        let exchange = &self.exchanges[exchange_id];
-        match exchange.destination {
-            Some(Destination::Cluster(index)) => {
-                exchange.generation.snapshot.clusters[index].connect_timeout_ms
-            }
-            _ => PASSTHROUGH_CONNECT_TIMEOUT_MS,
-        }
     }
 
     fn attach(&mut self, exchange_id: usize, upstream_id: usize) {

@@ -77,7 +77,10 @@ pub(crate) struct Worker {
     to_drive: VecDeque<Key>,
     to_flush: Vec<Key>,
     pub(crate) scratch: Box<[u8]>,
-    #[expect(clippy::vec_box, reason = "boxes move between this list and exchanges as they are")]
+    #[expect(
+        clippy::vec_box,
+        reason = "boxes move between this list and exchanges as they are"
+    )]
     pub(crate) spare_requests: Vec<Box<Request>>,
     pub(crate) no_route: Rc<str>,
     pub(crate) allow_any: Rc<str>,
