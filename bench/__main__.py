@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HarnessError, MissingError) as error:
         console.print(f"bench failed: {error}", markup=False, highlight=False, style="red")
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     print_report(report, console)
     for path in write(report, options):
         console.print(f"written: {path}", highlight=False)
@@ -128,6 +130,7 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
         settings=dataclasses.asdict(settings),
         versions={
             "origin": machine.version_of(ORIGIN, find_binary(ORIGIN)),
+            "load": machine.output_of(("wrk", "--version")).partition("\n")[0],
             **{c.label: machine.version_of(c.candidate, c.binary) for c in once},
         },
         absent=absent,

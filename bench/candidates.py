@@ -39,21 +39,27 @@ class Launch:
     """How one process tree is started. Values in @…@ are filled in by `render`.
 
     config: file name in bench/peers, rendered into the process's own directory as @config@.
+    plain: answers plain HTTP, so it is ready when it answers; else when its port accepts.
     """
 
     arguments: tuple[str, ...]
     config: str | None = None
+    plain: bool = True
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One column of the report."""
+    """One column of the report.
+
+    launches: by topology, the processes between client and origin, the one at the origin first;
+    each finds the port of the one before it (or of the origin) as @upstream_port@.
+    """
 
     name: str
     binary: str
     how_to_get: str
     version: tuple[str, ...]
-    launches: Mapping[Topology, Launch]
+    launches: Mapping[Topology, tuple[Launch, ...]]
     setting: str
     leaves_out: str
 
@@ -64,8 +70,10 @@ ORIGIN = Candidate(
     how_to_get="apt-get install nginx-light",
     version=("@binary@", "-v"),
     launches={
-        Topology.PLAIN: Launch(
-            ("@binary@", "-e", "@directory@/error.log", "-c", "@config@"), "origin.nginx.conf"
+        Topology.PLAIN: (
+            Launch(
+                ("@binary@", "-e", "@directory@/error.log", "-c", "@config@"), "origin.nginx.conf"
+            ),
         )
     },
     setting="one process, `return 200` from memory",
@@ -78,7 +86,7 @@ CANDIDATES: tuple[Candidate, ...] = (
         binary=str(RELAY),
         how_to_get="compiled from bench/relay.c by the bench; needs cc",
         version=("cc", "--version"),
-        launches={Topology.PLAIN: Launch(("@binary@", "@listen_port@", "@origin_port@"))},
+        launches={Topology.PLAIN: (Launch(("@binary@", "@listen_port@", "@upstream_port@")),)},
         setting="edge-triggered epoll, one thread, one upstream connection per client",
         leaves_out="everything: no parsing, routing, pooling, balancing, timeouts, metrics or log",
     ),
@@ -88,19 +96,21 @@ CANDIDATES: tuple[Candidate, ...] = (
         how_to_get="`make build`, or --meshfast PATH",
         version=("@binary@", "version"),
         launches={
-            Topology.PLAIN: Launch(
-                (
-                    "@binary@",
-                    "proxy",
-                    "--listen",
-                    "127.0.0.1:@listen_port@",
-                    "--to",
-                    "127.0.0.1:@origin_port@",
-                    "--workers",
-                    "@workers@",
-                    "--access-log",
-                    "off",
-                )
+            Topology.PLAIN: (
+                Launch(
+                    (
+                        "@binary@",
+                        "proxy",
+                        "--listen",
+                        "127.0.0.1:@listen_port@",
+                        "--to",
+                        "127.0.0.1:@upstream_port@",
+                        "--workers",
+                        "@workers@",
+                        "--access-log",
+                        "off",
+                    )
+                ),
             )
         },
         setting="access log off; metrics, request ids and trace context on, as always",
@@ -112,8 +122,8 @@ CANDIDATES: tuple[Candidate, ...] = (
         how_to_get="apt-get install nginx-light",
         version=("@binary@", "-v"),
         launches={
-            Topology.PLAIN: Launch(
-                ("@binary@", "-e", "@directory@/error.log", "-c", "@config@"), "nginx.conf"
+            Topology.PLAIN: (
+                Launch(("@binary@", "-e", "@directory@/error.log", "-c", "@config@"), "nginx.conf"),
             )
         },
         setting="master and workers, upstream keepalive, least_conn, access log off",
@@ -124,7 +134,7 @@ CANDIDATES: tuple[Candidate, ...] = (
         binary="haproxy",
         how_to_get="apt-get install haproxy",
         version=("@binary@", "-v"),
-        launches={Topology.PLAIN: Launch(("@binary@", "-db", "-f", "@config@"), "haproxy.cfg")},
+        launches={Topology.PLAIN: (Launch(("@binary@", "-db", "-f", "@config@"), "haproxy.cfg"),)},
         setting="one process with one thread per worker, http-reuse always, leastconn, no log",
         leaves_out="request ids, trace context, latency histograms; its own counters stay on",
     ),
@@ -134,18 +144,20 @@ CANDIDATES: tuple[Candidate, ...] = (
         how_to_get="installed by the bench from bench/requirements-peers.txt (--install-peers)",
         version=("@binary@", "--version"),
         launches={
-            Topology.PLAIN: Launch(
-                (
-                    "@binary@",
-                    "-c",
-                    "@config@",
-                    "--concurrency",
-                    "@workers@",
-                    "--disable-hot-restart",
-                    "--log-level",
-                    "error",
+            Topology.PLAIN: (
+                Launch(
+                    (
+                        "@binary@",
+                        "-c",
+                        "@config@",
+                        "--concurrency",
+                        "@workers@",
+                        "--disable-hot-restart",
+                        "--log-level",
+                        "error",
+                    ),
+                    "envoy.yaml",
                 ),
-                "envoy.yaml",
             )
         },
         setting="router filter alone, LEAST_REQUEST, statistics rejected, access log off",

@@ -18,6 +18,7 @@ Tests: bench/tests/test_measurement.py.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,15 +30,16 @@ from bench import accounting
 from bench.candidates import ORIGIN, PEERS, Candidate, Launch, find_binary, render
 from bench.cases import Case, Topology, body
 from bench.load import Load, check_body, run_wrk
-from bench.processes import Running, free_port, running, wait_until
+from bench.processes import Running, free_port, running
 
 PROXY_CORE = 0
 LOAD_CORE = 1
 WARM_UP_S = 0.3
 QUIET_SHARE_MAX = 0.01
 QUIET_WINDOW_S = 0.2
-QUIET_S = 20.0
+QUIET_S = 5.0
 STEAL_SHARE_MAX = 0.02
+CONFIG_SUFFIXES = (".cfg", ".conf", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ class Disturbance:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """What the kernel said about one run. Connections are those of the whole network namespace."""
+
+    spent: accounting.Spent
+    disturbance: Disturbance
+    connections_opened: int
+
+
+@dataclass(frozen=True)
 class Point:
     """Which run it is: who, under how many clients, in which repetition."""
 
@@ -88,6 +99,7 @@ class Run:
     cpu_us_by_process: Mapping[str, float]
     requests: int
     requests_per_second: float
+    connections_opened: int
     disturbance: Disturbance
     attempts: int
     flags: tuple[str, ...]
@@ -101,6 +113,23 @@ class Commands:
     config: str
 
 
+@dataclass(frozen=True)
+class Chain:
+    """A contestant at work: its process trees from the origin to the client, and its door."""
+
+    name: str
+    hops: tuple[Running, ...]
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        return self.hops[-1].port
+
+    def members(self) -> list[int]:
+        """List the processes of all hops."""
+        return [pid for hop in self.hops for pid in hop.members()]
+
+
 @contextmanager
 def launched(
     contestant: Contestant,
@@ -110,32 +139,35 @@ def launched(
     workers: int,
     origin_port: int,
     expected_body: bytes,
-) -> Iterator[Running]:
-    """Start a contestant for a topology and wait until it answers and is quiet."""
-    launch = contestant.candidate.launches[topology]
-    port = free_port()
-    values = {
-        "binary": contestant.binary,
-        "listen_port": str(port),
-        "origin_port": str(origin_port),
-        "workers": str(workers),
-        "body": expected_body.decode(),
-        "body_bytes": str(len(expected_body)),
-    }
-
-    def arguments(directory: Path) -> Sequence[str]:
-        return write_launch(launch, {**values, "directory": str(directory)}, directory)
-
-    with running(
-        contestant.label, arguments, port=port, core=core, expected_body=expected_body
-    ) as started:
-        wait_until_quiet(started)
-        yield started
+) -> Iterator[Chain]:
+    """Start a contestant for a topology, hop by hop, and wait until it answers and is quiet."""
+    with ExitStack() as stack:
+        hops: list[Running] = []
+        for launch in contestant.candidate.launches[topology]:
+            values = {
+                "binary": contestant.binary,
+                "body": expected_body.decode(),
+                "body_bytes": str(len(expected_body)),
+                "listen_port": str(free_port()),
+                "upstream_port": str(hops[-1].port if hops else origin_port),
+                "workers": str(workers),
+            }
+            hop = running(
+                contestant.label,
+                functools.partial(write_launch, launch, values),
+                port=int(values["listen_port"]),
+                core=core,
+                expected_body=expected_body if launch.plain else None,
+            )
+            hops.append(stack.enter_context(hop))
+        chain = Chain(contestant.label, tuple(hops))
+        wait_until_quiet(chain)
+        yield chain
 
 
 def write_launch(launch: Launch, values: Mapping[str, str], directory: Path) -> Sequence[str]:
     """Render a launch's configuration into the directory; return the arguments."""
-    known = dict(values)
+    known = {**values, "directory": str(directory)}
     if launch.config is not None:
         rendered = directory / launch.config
         rendered.write_text(render((PEERS / launch.config).read_text(), known))
@@ -143,16 +175,23 @@ def write_launch(launch: Launch, values: Mapping[str, str], directory: Path) -> 
     return [render(argument, known) for argument in launch.arguments]
 
 
-def wait_until_quiet(started: Running) -> None:
-    """Wait until a tree uses less than 1 % of a core, so that its start is not charged to a run."""
+def idle_share(chain: Chain, window_s: float) -> float:
+    """Measure how much of a core a chain uses while nobody asks anything of it."""
+    before = accounting.run_time(chain.members())
+    began = time.monotonic_ns()
+    time.sleep(window_s)
+    after = accounting.run_time(chain.members())
+    return accounting.spent(before, after).total_ns / (time.monotonic_ns() - began)
 
-    def quiet() -> bool:
-        before = accounting.run_time(started.members())
-        time.sleep(QUIET_WINDOW_S)
-        after = accounting.run_time(started.members())
-        return accounting.spent(before, after).total_ns < QUIET_SHARE_MAX * QUIET_WINDOW_S * 1e9
 
-    wait_until(f"{started.name} quiet after its start", QUIET_S, quiet)
+def wait_until_quiet(chain: Chain) -> None:
+    """Wait until a chain uses less than 1 % of a core, so that its start is not charged to a run.
+
+    One that never gets quiet is measured all the same: what it does while idle is its cost too.
+    """
+    deadline = time.monotonic() + QUIET_S
+    while idle_share(chain, QUIET_WINDOW_S) > QUIET_SHARE_MAX and time.monotonic() < deadline:
+        continue
 
 
 def pin_self() -> None:
@@ -161,7 +200,7 @@ def pin_self() -> None:
 
 
 @contextmanager
-def origin_of(case: Case) -> Iterator[Running]:
+def origin_of(case: Case) -> Iterator[Chain]:
     """Start the origin of a case on the load core."""
     origin = Contestant("origin", ORIGIN, find_binary(ORIGIN))
     with launched(
@@ -175,12 +214,12 @@ def origin_of(case: Case) -> Iterator[Running]:
         yield started
 
 
-@dataclass
+@dataclass(frozen=True)
 class Field:
     """The live processes of one case."""
 
-    origin: Running
-    contestants: dict[str, Running]
+    origin: Chain
+    contestants: Mapping[str, Chain]
     expected_body: bytes
 
 
@@ -230,14 +269,16 @@ def rotated(labels: Sequence[str], by: int) -> list[str]:
     return [*labels[start:], *labels[:start]]
 
 
-def recorded(started: Running) -> Commands:
-    """Take down the command and the rendered configuration of a live process."""
-    configs = sorted(
-        path
-        for path in started.directory.iterdir()
-        if path.suffix in (".conf", ".cfg", ".yaml") and path.is_file()
-    )
-    return Commands(" ".join(started.command), "\n".join(path.read_text() for path in configs))
+def recorded(chain: Chain) -> Commands:
+    """Take down the commands and the rendered configurations of a live chain."""
+    configs = [
+        path.read_text()
+        for hop in chain.hops
+        for path in sorted(hop.directory.iterdir())
+        if path.suffix in CONFIG_SUFFIXES
+    ]
+    commands = [" ".join(hop.command) for hop in chain.hops]
+    return Commands("\n".join(commands), "\n".join(configs))
 
 
 def measure_undisturbed(field: Field, point: Point, settings: Settings) -> Run:
@@ -254,11 +295,13 @@ def measure_once(field: Field, point: Point, attempt: int, settings: Settings) -
     trees = {**field.contestants, "origin": field.origin}
     began = time.monotonic_ns()
     own_before = time.process_time_ns()
+    opened_before = accounting.connections_opened()
     cores_before = accounting.core_times()
     before = {name: accounting.run_time(tree.members()) for name, tree in trees.items()}
     load = run_wrk(field.contestants[point.label].port, point.clients, settings.seconds, LOAD_CORE)
     after = {name: accounting.run_time(tree.members()) for name, tree in trees.items()}
     cores_after = accounting.core_times()
+    opened = accounting.connections_opened() - opened_before
     own_ns = time.process_time_ns() - own_before
     window_ns = time.monotonic_ns() - began
 
@@ -268,7 +311,7 @@ def measure_once(field: Field, point: Point, attempt: int, settings: Settings) -
         LOAD_CORE: spent["origin"].total_ns + load.cpu_ns + own_ns,
     }
     disturbance = disturbance_of(cores_before, cores_after, ours, window_ns)
-    return as_run(point, attempt, load, spent[point.label], disturbance, settings)
+    return as_run(point, attempt, load, Observed(spent[point.label], disturbance, opened), settings)
 
 
 def disturbance_of(
@@ -292,8 +335,7 @@ def as_run(
     point: Point,
     attempt: int,
     load: Load,
-    spent: accounting.Spent,
-    disturbance: Disturbance,
+    observed: Observed,
     settings: Settings,
 ) -> Run:
     """Divide, name the processes, and flag what disturbed the run."""
@@ -301,13 +343,14 @@ def as_run(
         label=point.label,
         clients=point.clients,
         repetition=point.repetition,
-        cpu_us_per_request=spent.total_ns / 1e3 / load.requests,
-        cpu_us_by_process=by_name(spent.by_pid, load.requests),
+        cpu_us_per_request=observed.spent.total_ns / 1e3 / load.requests,
+        cpu_us_by_process=by_name(observed.spent.by_pid, load.requests),
         requests=load.requests,
         requests_per_second=load.requests_per_second,
-        disturbance=disturbance,
+        connections_opened=observed.connections_opened,
+        disturbance=observed.disturbance,
         attempts=attempt,
-        flags=flags_of(spent, disturbance, settings.foreign_share_max),
+        flags=flags_of(observed, settings.foreign_share_max),
     )
 
 
@@ -322,20 +365,18 @@ def by_name(by_pid: Mapping[int, int], requests: int) -> dict[str, float]:
     return named
 
 
-def flags_of(
-    spent: accounting.Spent, disturbance: Disturbance, foreign_share_max: float
-) -> tuple[str, ...]:
+def flags_of(observed: Observed, foreign_share_max: float) -> tuple[str, ...]:
     """Say what disturbed a run; nothing when nothing did."""
     flags = [
         f"foreign load on core {core}: {share:.0%}"
-        for core, share in disturbance.foreign.items()
+        for core, share in observed.disturbance.foreign.items()
         if share > foreign_share_max
     ]
     flags += [
         f"steal on core {core}: {share:.0%}"
-        for core, share in disturbance.steal.items()
+        for core, share in observed.disturbance.steal.items()
         if share > STEAL_SHARE_MAX
     ]
-    if spent.lost:
-        flags.append(f"{len(spent.lost)} task(s) ended in the run")
+    if observed.spent.lost:
+        flags.append(f"{len(observed.spent.lost)} task(s) ended in the run")
     return tuple(flags)

@@ -1,4 +1,4 @@
-"""Memory by process: idle, after load, and with 1000 idle keep-alive clients on top.
+"""Memory by process: idle, after load, with 1000 idle keep-alive clients; and CPU while idle.
 
 Each candidate runs alone with two workers (a sidecar's default). By process the unit is PSS, which
 divides a shared page among all who map it, strangers included (a C library; the interpreter that
@@ -21,16 +21,18 @@ from bench.load import GET, RESPONSE_S, check_body, exchange, run_wrk
 from bench.measurement import (
     LOAD_CORE,
     PROXY_CORE,
+    Chain,
     Contestant,
+    idle_share,
     launched,
     origin_of,
     wait_until_quiet,
 )
-from bench.processes import Running
 
 WORKERS = 2
 LOAD_CLIENTS = 64
 IDLE_CLIENTS = 1000
+IDLE_WINDOW_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Memory:
     """PSS of one candidate in bytes, by "name/ordinal", at the three moments.
 
     alone: bytes of the whole tree after load, no page shared with strangers discounted.
+    idle_cpu_share: of a core, while nobody asks anything.
     """
 
     label: str
     idle: Mapping[str, int]
     after_load: Mapping[str, int]
     alone: int
+    idle_cpu_share: float
     with_idle_clients: Mapping[str, int]
 
     @property
@@ -66,30 +70,38 @@ def measure_memory(case: Case, contestants: Sequence[Contestant], seconds: float
                 workers=WORKERS,
                 origin_port=origin.port,
                 expected_body=expected,
-            ) as started:
-                results.append(three_moments(started, seconds, expected))
+            ) as chain:
+                results.append(three_moments(chain, seconds, expected))
     return results
 
 
-def three_moments(started: Running, seconds: float, expected: bytes) -> Memory:
+def three_moments(chain: Chain, seconds: float, expected: bytes) -> Memory:
     """Read PSS idle, after load, and while idle clients are connected."""
-    idle = pss(started)
-    run_wrk(started.port, LOAD_CLIENTS, seconds, LOAD_CORE)
-    wait_until_quiet(started)
-    after_load = pss(started)
-    alone = accounting.alone_bytes(started.members())
-    with idle_clients(started.port, IDLE_CLIENTS, expected):
-        wait_until_quiet(started)
-        with_idle_clients = pss(started)
-    check_body(started.name, started.port, expected)
-    return Memory(started.name, idle, after_load, alone, with_idle_clients)
+    idle_cpu_share = idle_share(chain, IDLE_WINDOW_S)
+    idle = pss(chain)
+    run_wrk(chain.port, LOAD_CLIENTS, seconds, LOAD_CORE)
+    wait_until_quiet(chain)
+    after_load = pss(chain)
+    alone = accounting.alone_bytes(chain.members())
+    with idle_clients(chain.port, IDLE_CLIENTS, expected):
+        wait_until_quiet(chain)
+        with_idle_clients = pss(chain)
+    check_body(chain.name, chain.port, expected)
+    return Memory(
+        label=chain.name,
+        idle=idle,
+        after_load=after_load,
+        alone=alone,
+        idle_cpu_share=idle_cpu_share,
+        with_idle_clients=with_idle_clients,
+    )
 
 
-def pss(started: Running) -> dict[str, int]:
+def pss(chain: Chain) -> dict[str, int]:
     """PSS by process in bytes."""
     sizes: dict[str, int] = {}
     counts: dict[str, int] = {}
-    for pid in started.members():
+    for pid in chain.members():
         size = accounting.pss_bytes(pid)
         if size is not None:
             name = accounting.name(pid)

@@ -75,6 +75,12 @@ def fetch(port: int, timeout_s: float = 5.0) -> tuple[int, bytes]:
         connection.close()
 
 
+def accepts(port: int) -> bool:
+    """Tell whether 127.0.0.1:port accepts a connection."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(what: str, seconds: float, condition: Callable[[], bool]) -> None:
     """Poll a condition. Raises HarnessError naming `what` when the deadline passes."""
     deadline = time.monotonic() + seconds
@@ -91,12 +97,13 @@ def running(
     *,
     port: int,
     core: int,
-    expected_body: bytes,
+    expected_body: bytes | None,
     ready_s: float = READY_S,
 ) -> Iterator[Running]:
     """Start a process pinned to a core, wait for the right body at port, stop it at the end.
 
     arguments: given the process's own directory, returns the command (it may write files there).
+    expected_body: None where no plain client can ask; then an accepted connection is enough.
     Raises HarnessError when it exits or does not answer rightly in time.
     """
     directory = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
@@ -127,9 +134,9 @@ def own_places(directory: Path) -> Mapping[str, str]:
 
 
 def await_good_response(
-    started: Running, process: subprocess.Popen[bytes], expected_body: bytes, ready_s: float
+    started: Running, process: subprocess.Popen[bytes], expected_body: bytes | None, ready_s: float
 ) -> None:
-    """Wait for 200 with the expected body. Raises HarnessError with the end of the output."""
+    """Wait for 200 and the body, or for an accept. Raises HarnessError with the output's end."""
     last = "no answer yet"
 
     def good() -> bool:
@@ -139,6 +146,8 @@ def await_good_response(
                 f"{started.name} exited with {process.returncode} before it answered; "
                 f"its output:\n{output_end(started)}"
             )
+        if expected_body is None:
+            return accepts(started.port)
         try:
             status, body = fetch(started.port)
         except (OSError, http.client.HTTPException) as error:

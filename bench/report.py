@@ -32,6 +32,11 @@ AGAIN = " (again)"
 # The bars a single hop is held to (ratio of CPU per request, meshfast / relay).
 RELAY_RATIO_MUST = 1.15
 
+# With keep-alive on both sides a run opens one connection per client and at most one more per hop;
+# whatever else runs on the machine opens a few.
+CONNECTIONS_PER_CLIENT_MAX = 3
+CONNECTIONS_STRAY = 50
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,6 +49,7 @@ class Row:
     to_meshfast: Summary | None
     requests_per_second: float
     cpu_us_by_process: Mapping[str, float]
+    connections_opened: float
     flagged: int
     repeated: int
 
@@ -123,6 +129,7 @@ def row(label: str, clients: int, by_label: Mapping[str, Sequence[Run]]) -> Row:
             name: summarise([run.cpu_us_by_process.get(name, 0.0) for run in runs]).median
             for name in processes
         },
+        connections_opened=summarise([run.connections_opened for run in runs]).median,
         flagged=sum(1 for run in runs if run.flags),
         repeated=sum(run.attempts - 1 for run in runs),
     )
@@ -163,6 +170,7 @@ MEMORY_COLUMNS = (
     f"+{IDLE_CLIENTS} idle MB",
     "per idle client",
     "after load, alone MB",
+    "idle CPU us/s",
     "by process, after load",
 )
 
@@ -177,6 +185,7 @@ def memory_cells(memory: Memory) -> tuple[str, ...]:
         ),
         f"{memory.bytes_per_idle_client / 1024:.2f} KiB",
         f"{memory.alone / 1e6:.1f}",
+        f"{memory.idle_cpu_share * 1e6:,.0f}",
         ", ".join(f"{name} {size / 1e6:.1f}" for name, size in memory.after_load.items()),
     )
 
@@ -225,8 +234,13 @@ def behind(case: CaseReport) -> list[str]:
 
 
 def doubts(case: CaseReport) -> list[str]:
-    """List what limits the measurement: the A/A control and flagged runs."""
-    found = []
+    """List what limits the measurement: lost keep-alive, the A/A control, flagged runs."""
+    found = [
+        f"{case.case.name}, {row.clients} clients: {row.connections_opened:.0f} connections were "
+        f"opened in a run of {row.label}: a keep-alive pool does not hold."
+        for row in case.rows
+        if row.connections_opened > CONNECTIONS_PER_CLIENT_MAX * row.clients + CONNECTIONS_STRAY
+    ]
     for clients, ratio in case.control_ratios.items():
         assert case.control is not None
         found.append(
@@ -306,6 +320,8 @@ def machine_section(report: Report) -> str:
     """State machine, settings and command."""
     facts = {**dataclasses.asdict(report.machine), **report.settings}
     lines = [f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    named = {candidate.name for candidate in CANDIDATES}
+    lines += [f"- {name}: {v}" for name, v in report.versions.items() if name not in named]
     return "\n".join(["## Machine and settings", "", *lines, "", f"    {report.command}"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,15 @@ from bench.candidates import (
     find_binary,
     render,
 )
-from bench.cases import CASES, body
+from bench.cases import CASES, Case, body
 from bench.measurement import write_launch
 
 VALUES = {
     "binary": "program",
     "body": "abc",
     "body_bytes": "3",
-    "directory": "somewhere",
     "listen_port": "1001",
-    "origin_port": "1002",
+    "upstream_port": "1002",
     "workers": "3",
 }
 EVERYONE = (ORIGIN, *CANDIDATES)
@@ -33,8 +33,8 @@ EVERYONE = (ORIGIN, *CANDIDATES)
 
 @pytest.mark.parametrize("candidate", EVERYONE, ids=lambda candidate: candidate.name)
 def test_every_launch_renders_without_a_name_left(candidate: Candidate, tmp_path: Path) -> None:
-    for launch in candidate.launches.values():
-        arguments = write_launch(launch, {**VALUES, "directory": str(tmp_path)}, tmp_path)
+    for launch in chain(*candidate.launches.values()):
+        arguments = write_launch(launch, VALUES, tmp_path)
         written = "".join(path.read_text() for path in tmp_path.iterdir())
         assert "@" not in " ".join(arguments)
         assert "1001" in " ".join(arguments) + written
@@ -50,16 +50,19 @@ def test_every_candidate_says_what_it_does_not_do(candidate: Candidate) -> None:
 
 
 def test_every_configuration_belongs_to_a_launch() -> None:
-    named = {launch.config for c in EVERYONE for launch in c.launches.values() if launch.config}
+    named = {
+        launch.config
+        for candidate in EVERYONE
+        for launch in chain(*candidate.launches.values())
+        if launch.config
+    }
     assert named == {path.name for path in PEERS.iterdir()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_case_can_be_run_by_the_subject_the_relay_and_a_peer(case: object) -> None:
-    assert case in CASES
-    for topology in {c.topology for c in CASES}:
-        able = {c.name for c in CANDIDATES if topology in c.launches}
-        assert {"meshfast", "relay"} < able
+def test_every_case_can_be_run_by_the_subject_the_relay_and_a_peer(case: Case) -> None:
+    able = {candidate.name for candidate in CANDIDATES if case.topology in candidate.launches}
+    assert {"meshfast", "relay"} < able
 
 
 def test_a_name_without_a_value_is_refused() -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import pytest
 
 from bench import measurement
 from bench.accounting import CoreTime, Spent, Task
 from bench.load import Load
-from bench.measurement import Disturbance, Field, Point, Run, Settings
-from bench.processes import Running
+from bench.measurement import Chain, Disturbance, Field, Observed, Point, Run, Settings
 
 SETTINGS = Settings(seconds=1, repetitions=3, retries=2, workers=1, foreign_share_max=0.05)
 POINT = Point("relay", 16, 0)
 QUIET = Disturbance(foreign={0: 0.01, 1: 0.01}, steal={0: 0.0, 1: 0.0})
-FIELD = Field(Running("origin", 0, 0, (), Path()), {}, b"")
+FIELD = Field(Chain("origin", ()), {}, b"")
 
 
 def run(flags: tuple[str, ...] = (), attempts: int = 1) -> Run:
-    return Run("relay", 16, 0, 20.0, {}, 1000, 1000.0, QUIET, attempts, flags)
+    return Run("relay", 16, 0, 20.0, {}, 1000, 1000.0, 32, QUIET, attempts, flags)
 
 
 def test_each_contestant_comes_first_in_turn() -> None:
@@ -32,9 +30,8 @@ def test_each_contestant_comes_first_in_turn() -> None:
 def test_cost_is_the_whole_tree_divided_by_requests() -> None:
     load = Load(requests=1000, seconds=1, socket_errors=0, not_2xx=0, cpu_ns=0)
     me = os.getpid()
-    found = measurement.as_run(
-        POINT, 1, load, Spent({me: 18_000_000, 999_999_999: 2_000_000}, ()), QUIET, SETTINGS
-    )
+    spent = Spent({me: 18_000_000, 999_999_999: 2_000_000}, ())
+    found = measurement.as_run(POINT, 1, load, Observed(spent, QUIET, 32), SETTINGS)
     assert found.cpu_us_per_request == pytest.approx(20.0)
     assert sorted(found.cpu_us_by_process.values()) == pytest.approx([2.0, 18.0])
     assert "?/1" in found.cpu_us_by_process
@@ -66,7 +63,7 @@ def test_what_a_core_did_beyond_ours_is_foreign() -> None:
     ],
 )
 def test_a_disturbed_run_is_flagged(spent: Spent, disturbance: Disturbance, flag: str) -> None:
-    assert measurement.flags_of(spent, disturbance, 0.05) == (flag,)
+    assert measurement.flags_of(Observed(spent, disturbance, 0), 0.05) == (flag,)
 
 
 def test_a_flagged_run_is_repeated_until_it_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ def test_growth_is_divided_among_idle_clients() -> None:
         idle={"proxy/1": 1_000_000},
         after_load={"proxy/1": 2_000_000, "proxy/2": 500_000},
         alone=3_000_000,
+        idle_cpu_share=0.001,
         with_idle_clients={"proxy/1": 2_500_000, "proxy/2": 500_000},
     )
     assert memory.bytes_per_idle_client == pytest.approx(500_000 / IDLE_CLIENTS)

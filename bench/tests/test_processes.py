@@ -102,3 +102,12 @@ def test_a_body_that_raises_still_stops_the_process() -> None:
 def test_a_condition_that_never_holds_is_named() -> None:
     with pytest.raises(HarnessError, match=r"the moon is blue: not within 0.05 s"):
         wait_until("the moon is blue", 0.05, lambda: False)
+
+
+def test_a_door_that_no_plain_client_can_ask_is_ready_when_it_accepts() -> None:
+    port = free_port()
+    with running(
+        "server", lambda _: command(port, b"any"), port=port, core=0, expected_body=None
+    ) as started:
+        assert processes.accepts(started.port)
+    assert not processes.accepts(port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from bench import accounting
 from bench.candidates import BENCH
+from bench.processes import wait_until
 
 ROOT = BENCH.parent
 
@@ -62,6 +64,34 @@ def test_a_quick_pass_measures_reports_and_leaves_nothing(
     assert {memory["label"] for memory in data["memory"]} == {"relay", "nginx"}
 
     assert list((tmp_path / "temporary").iterdir()) == []
+    assert not [line for line in command_lines() if str(tmp_path) in line]
+
+
+def test_a_pass_that_is_told_to_stop_leaves_nothing(
+    tmp_path: Path, need: Callable[..., None]
+) -> None:
+    need("nginx", "wrk", "cc", "taskset")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "bench", "--candidates", "relay,nginx", "--no-memory",
+            "--out", str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        # The origin, two candidates and the control have their directories: the load is on.
+        wait_until("all started", 30, lambda: len(list(temporary.iterdir())) == 4)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert list(temporary.iterdir()) == []
     assert not [line for line in command_lines() if str(tmp_path) in line]
 
 

@@ -17,17 +17,29 @@ QUIET = Disturbance(foreign={0: 0.0, 1: 0.0}, steal={0: 0.0, 1: 0.0})
 COSTS = {"relay": 10.0, "meshfast": 12.0, "nginx": 11.0, "haproxy": 13.0, "meshfast (again)": 12.0}
 
 
-def runs(costs: dict[str, float], flags: tuple[str, ...] = ()) -> list[Run]:
+def runs(costs: dict[str, float], flags: tuple[str, ...] = (), opened: int = 0) -> list[Run]:
     """Three repetitions; each costs a little more than the one before, for everyone alike."""
     return [
-        Run(label, n, rep, cost * (1 + rep / 100), {f"{label}/1": cost}, 9, 9.0, QUIET, 1, flags)
+        Run(
+            label,
+            n,
+            rep,
+            cost * (1 + rep / 100),
+            {f"{label}/1": cost},
+            9,
+            9.0,
+            opened,
+            QUIET,
+            1,
+            flags,
+        )
         for n in CASES[0].clients
         for rep in range(3)
         for label, cost in costs.items()
     ]
 
 
-def report(costs: dict[str, float], flags: tuple[str, ...] = ()) -> Report:
+def report(costs: dict[str, float], flags: tuple[str, ...] = (), opened: int = 0) -> Report:
     control = ("meshfast (again)", "meshfast") if "meshfast" in costs else None
     commands = {"nginx": Commands("taskset nginx -c x", "least_conn;")}
     return Report(
@@ -36,8 +48,8 @@ def report(costs: dict[str, float], flags: tuple[str, ...] = ()) -> Report:
         settings={"seconds": 2.0},
         versions={"nginx": "nginx/1.22.1", "meshfast": "0.1.0"},
         absent={} if "meshfast" in costs else {"meshfast": "not built"},
-        cases=[report_case(CASES[0], runs(costs, flags), control, commands)],
-        memory=[Memory("nginx", {"nginx/1": 1}, {"nginx/1": 2_000_000}, 3_000_000, {"nginx/1": 9})],
+        cases=[report_case(CASES[0], runs(costs, flags, opened), control, commands)],
+        memory=[Memory("nginx", {"a/1": 1}, {"a/1": 2_000_000}, 3_000_000, 0.0, {"a/1": 9})],
     )
 
 
@@ -73,6 +85,12 @@ def test_flagged_runs_and_absent_candidates_are_said() -> None:
     said = "\n".join(remarks(report({"relay": 10.0}, flags=("steal on core 0: 9%",))))
     assert said.startswith("Absent: meshfast (not built).")
     assert "9 runs stayed flagged" in said
+
+
+def test_a_peer_without_keep_alive_is_no_peer_at_its_best() -> None:
+    assert not [said for said in remarks(report(COSTS, opened=128)) if "64 clients: 128" in said]
+    said = "\n".join(remarks(report(COSTS, opened=5000)))
+    assert "64 clients: 5000 connections were opened in a run of nginx" in said
 
 
 def test_results_open_with_what_is_unfavourable() -> None:
