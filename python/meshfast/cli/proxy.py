@@ -170,12 +170,12 @@ def _source(config_path: str | None, listen: str | None, to: str | None, forward
 
 def _validate(source: Source, output: str) -> int:
     """Do what serving does up to the snapshot; print the problems; return the exit code."""
-    from meshfast import _core
-
     try:
         document = compile_source(
             source, generation=1, allocator=SlotAllocator(), resolve=lambda host: []
         )
+        from meshfast import _core
+
         _core.Snapshot.build(document)
     except ConfigError as error:
         problems = error.problems

@@ -59,7 +59,7 @@ def _endpoints(upstream: Upstream, resolve: Resolve) -> dict[str, tuple[int, Wor
     """Give weight and workload by address; a name that resolves to an address again is dropped."""
     service, port = upstream
     spec = service.entry.resource.spec
-    endpoints = spec.endpoints or (WorkloadEntry(address=service.host),)
+    endpoints = spec.endpoints or (WorkloadEntry(address=service.written),)
     found: dict[str, tuple[int, Workload]] = {}
     for endpoint in endpoints:
         workload = names.workload(endpoint.labels, service.entry.namespace)

@@ -49,9 +49,10 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ServiceHost:
-    """One host of a ServiceEntry: what a destination names."""
+    """One host of a ServiceEntry, what a destination names: in full, and as it was written."""
 
     host: str
+    written: str
     entry: Entry[ServiceEntry]
 
     def port(self, number: int | None) -> ServicePort | None:
@@ -113,7 +114,7 @@ class Index:
                 path = ("spec", "hosts", position)
                 self.problems.append(entry.origin.problem(message, *path, hint=hint))
                 continue
-            self.services[key] = ServiceHost(names.qualified(host, entry.namespace), entry)
+            self.services[key] = ServiceHost(names.qualified(host, entry.namespace), host, entry)
 
 
 def nearest(name: str, choices: Iterable[str], what: str) -> str:

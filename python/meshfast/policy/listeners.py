@@ -16,8 +16,8 @@ from meshfast.errors import Problem
 from meshfast.policy import names
 from meshfast.policy.document import Listener, TcpRoute, VirtualHost
 from meshfast.policy.index import Entry, Index, nearest
-from meshfast.policy.routes import Router
-from meshfast.resources.kinds import Gateway, Protocol, Server, VirtualService
+from meshfast.policy.routes import Router, takes_port
+from meshfast.resources.kinds import Gateway, Protocol, Server, VirtualService, VirtualServiceSpec
 
 __all__ = ["build_listeners"]
 
@@ -87,7 +87,9 @@ class _Builder:
         self.router = router
         self.problems: list[Problem] = []
         self.bound: dict[str, _Bound] = {}
-        self._served: dict[str, list[Entry[VirtualService]]] = {}  # by the gateway's full name
+        self._taken: dict[str, str] = {}  # address → where it is written
+        # Gateway → VirtualService → entry, by full names.
+        self._served: dict[str, dict[str, Entry[VirtualService]]] = {}
 
     def bind_gateways(self) -> None:
         """Group servers by address; refuse what cannot share one."""
@@ -98,42 +100,49 @@ class _Builder:
     def _bind(self, place: _Place) -> None:
         port = place.server.port
         address = names.socket_address(place.server.bind or ANY_ADDRESS, port.number)
-        other = self._overlapping(address, port.number)
-        if other is not None:
-            first = other.places[0]
-            message = f"{address} overlaps {other.address}; only one of them can be bound"
-            hint = f"the first is at {first.gateway.origin.place(*first.path('port', 'number'))}"
-            self.problems.append(place.problem(message, "port", "number", hint=hint))
+        bound = self.bound.get(address)
+        if bound is None:
+            where = place.gateway.origin.place(*place.path("port", "number"))
+            complaint = self._take(address, where)
+            if complaint is not None:
+                message, hint = complaint
+                self.problems.append(place.problem(message, "port", "number", hint=hint))
+                return
+            self.bound[address] = _Bound(address, port.number, [place])
             return
-        bound = self.bound.setdefault(address, _Bound(address, port.number))
+        self._check_protocol(place, bound)
         for first in bound.places:
-            self._check_shared(place, first, address)
+            self._check_hosts(place, first, address)
         bound.places.append(place)
 
-    def _overlapping(self, address: str, port: int) -> _Bound | None:
-        """Find a listener on the same port that takes the connections of this address too."""
-        wildcards = (f"0.0.0.0:{port}", f"[::]:{port}")
-        for other in self.bound.values():
-            if other.port != port or other.address == address:
-                continue
-            same_family = address.startswith("[") == other.address.startswith("[")
-            if same_family and (address in wildcards or other.address in wildcards):
-                return other
+    def _take(self, address: str, where: str) -> tuple[str, str] | None:
+        """Note that an address is bound; message and hint when another listener is in its way."""
+        port = address.rpartition(":")[2]
+        wildcard = f"[::]:{port}" if address.startswith("[") else f"{ANY_ADDRESS}:{port}"
+        for other, first in self._taken.items():
+            same_port = other.rpartition(":")[2] == port
+            same_family = other.startswith("[") == address.startswith("[")
+            if other == address or (same_port and same_family and wildcard in (other, address)):
+                message = f"{address} and {other} cannot both be bound"
+                return message, f"the first is at {first}"
+        self._taken[address] = where
         return None
 
-    def _check_shared(self, place: _Place, first: _Place, address: str) -> None:
-        """Two servers of one address need one protocol and different hosts."""
-        origin = first.gateway.origin
-        mine, theirs = place.server.port.protocol, first.server.port.protocol
+    def _check_protocol(self, place: _Place, bound: _Bound) -> None:
+        first = bound.places[0]
+        mine, theirs = place.server.port.protocol, bound.protocol
         if mine is not theirs:
-            message = f"{address} has the protocol {mine.value} here and {theirs.value} elsewhere"
-            hint = f"the first is at {origin.place(*first.path('port', 'protocol'))}"
+            message = f"{bound.address} has the protocol {theirs.value}, not {mine.value}"
+            where = first.gateway.origin.place(*first.path("port", "protocol"))
+            hint = f"the first is at {where}"
             self.problems.append(place.problem(message, "port", "protocol", hint=hint))
+
+    def _check_hosts(self, place: _Place, first: _Place, address: str) -> None:
         for at, host in enumerate(place.server.hosts):
             if host in first.server.hosts:
                 where = first.path("hosts", first.server.hosts.index(host))
                 message = f"the host {host!r} is served on {address} twice"
-                hint = f"the first is at {origin.place(*where)}"
+                hint = f"the first is at {first.gateway.origin.place(*where)}"
                 self.problems.append(place.problem(message, "hosts", at, hint=hint))
 
     def bind_virtual_services(self) -> None:
@@ -148,6 +157,32 @@ class _Builder:
             for position, name in enumerate(entry.resource.spec.gateways):
                 if name != "mesh":
                     self._bind_virtual_service(entry, position, name)
+            self._check_ports(entry)
+
+    def _check_ports(self, entry: Entry[VirtualService]) -> None:
+        """Refuse conditions on ports that are not there, and TCP routes that nothing can reach."""
+        ports = {
+            server.port.number: server.port.protocol
+            for name, served in self._served.items()
+            if entry.full_name in served
+            for server in self.index.gateways[name].resource.spec.servers
+        }
+        if not ports:
+            return
+        for path, port in _match_ports(entry.resource.spec):
+            if port is not None and port not in ports:
+                message = f"no server of its gateways has the port {port}"
+                self.problems.append(entry.origin.problem(message, *path, "port"))
+        reached: dict[int, int] = {}  # port → the first route for it
+        for position, route in enumerate(entry.resource.spec.tcp):
+            mine = [port for port, protocol in ports.items() if protocol is Protocol.TCP]
+            mine = [port for port in mine if takes_port(route, port)]
+            first = [reached.setdefault(port, position) for port in mine]
+            if mine and position not in first:
+                message = "the route is never reached: routes before it take all its connections"
+                hint = f"the first is at {entry.origin.place('spec', 'tcp', first[0])}"
+                path = ("spec", "tcp", position)
+                self.problems.append(entry.origin.problem(message, *path, hint=hint))
 
     def _bind_virtual_service(self, entry: Entry[VirtualService], position: int, name: str) -> None:
         full_name = name if "/" in name else f"{entry.namespace}/{name}"
@@ -158,7 +193,7 @@ class _Builder:
             path = ("spec", "gateways", position)
             self.problems.append(entry.origin.problem(message, *path, hint=hint))
             return
-        self._served.setdefault(full_name, []).append(entry)
+        self._served.setdefault(full_name, {})[entry.full_name] = entry
         places = [_Place(gateway, at) for at in range(len(gateway.resource.spec.servers))]
         spec = entry.resource.spec
         for at, host in enumerate(spec.hosts):
@@ -182,14 +217,16 @@ class _Builder:
         return Listener(name=name, direction="gateway", protocol="HTTP", virtual_hosts=hosts)
 
     def _virtual_services(self, bound: _Bound) -> dict[str, Entry[VirtualService]]:
-        served = (self._served.get(place.gateway.full_name, []) for place in bound.places)
-        return {entry.full_name: entry for entries in served for entry in entries}
+        merged: dict[str, Entry[VirtualService]] = {}
+        for place in bound.places:
+            merged |= self._served.get(place.gateway.full_name, {})
+        return merged
 
     def _domains(self, bound: _Bound, entry: Entry[VirtualService]) -> dict[str, int]:
         """Give the domains of a VirtualService on a listener, and which of its hosts they are."""
         domains: dict[str, int] = {}
         for place in bound.places:
-            if entry in self._served.get(place.gateway.full_name, []):
+            if entry.full_name in self._served.get(place.gateway.full_name, {}):
                 for at, host in enumerate(entry.resource.spec.hosts):
                     for domain in place.domain(host, entry.namespace):
                         domains.setdefault(domain, at)
@@ -216,18 +253,16 @@ class _Builder:
         """Give the one route of a TCP listener: without TLS nothing tells connections apart."""
         first: Entry[VirtualService] | None = None
         for entry in self._virtual_services(bound).values():
-            if not self._domains(bound, entry):
+            route = self.router.tcp_route(entry, bound.port)
+            if route is None or not self._domains(bound, entry):
                 continue
-            for route in self.router.tcp_routes(entry, bound.port):
-                position = int(route.name.rpartition("/")[2])
-                if first is None:
-                    first, first_at = entry, position
-                    yield route
-                    continue
-                message = f"the connections to {bound.address} all go to the first TCP route"
-                hint = f"the first is at {first.origin.place('spec', 'tcp', first_at)}"
-                path = ("spec", "tcp", position)
-                self.problems.append(entry.origin.problem(message, *path, hint=hint))
+            if first is None:
+                first = entry
+                yield route
+                continue
+            message = f"the connections to {bound.address} are routed twice"
+            hint = f"the first is at {first.origin.place('spec', 'tcp')}"
+            self.problems.append(entry.origin.problem(message, "spec", "tcp", hint=hint))
         if first is None:
             message = f"no VirtualService has a tcp route for {bound.address}"
             self.problems.append(bound.places[0].problem(message, "port"))
@@ -237,13 +272,23 @@ class _Builder:
         for entry in self.index.forward_proxies:
             spec = entry.resource.spec
             address = names.socket_address(spec.bind, spec.port)
-            other = self.bound.get(address) or self._overlapping(address, spec.port)
-            if other is not None:
-                message = f"{address} is taken by the listener {other.address}"
-                self.problems.append(entry.origin.problem(message, "spec", "port"))
+            complaint = self._take(address, entry.origin.place("spec", "port"))
+            if complaint is not None:
+                message, hint = complaint
+                self.problems.append(entry.origin.problem(message, "spec", "port", hint=hint))
             yield Listener(
                 name=f"outbound/{address}",
                 direction="outbound",
                 protocol="HTTP",
                 forward_proxy=True,
             )
+
+
+def _match_ports(spec: VirtualServiceSpec) -> Iterator[tuple[tuple[str | int, ...], int | None]]:
+    """Give the path and the port of every condition."""
+    for position, http_route in enumerate(spec.http):
+        for at, http_match in enumerate(http_route.match):
+            yield ("spec", "http", position, "match", at), http_match.port
+    for position, tcp_route in enumerate(spec.tcp):
+        for at, tcp_match in enumerate(tcp_route.match):
+            yield ("spec", "tcp", position, "match", at), tcp_match.port

@@ -27,7 +27,7 @@ from meshfast.resources import kinds
 from meshfast.resources.kinds import VirtualService
 from meshfast.resources.texts import duration_ms
 
-__all__ = ["Router"]
+__all__ = ["Router", "takes_port"]
 
 WEIGHTS_MAX = 2**32 - 1  # the sum of a route's weights, as in Envoy
 
@@ -73,14 +73,13 @@ class Router:
                 destinations=self._destinations(entry, route.route),
             )
 
-    def tcp_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[TcpRoute]:
-        """Give the routes that can match on a listener of this port."""
+    def tcp_route(self, entry: Entry[VirtualService], port: int) -> TcpRoute | None:
+        """Give the route for all connections to this port: the first that takes them."""
         for position, route in enumerate(entry.resource.spec.tcp):
-            if not route.match or any(match.port in (None, port) for match in route.match):
-                yield TcpRoute(
-                    name=f"{entry.full_name}/tcp/{position}",
-                    destinations=self._destinations(entry, route.route),
-                )
+            if takes_port(route, port):
+                name = f"{entry.full_name}/tcp/{position}"
+                return TcpRoute(name=name, destinations=self._destinations(entry, route.route))
+        return None
 
     def _destinations(
         self, entry: Entry[VirtualService], weighted: _Weighted
@@ -122,9 +121,10 @@ class Router:
             upstream = self._upstream(entry, item.destination)
             if not isinstance(upstream, str):
                 continue
+            wanted = names.qualified(item.destination.host, entry.namespace)
             missing_host = upstream.startswith("no ServiceEntry")
             last = "host" if missing_host else "port"
-            hint = nearest(item.destination.host, self._hosts(), "hosts") if missing_host else ""
+            hint = nearest(wanted, self._hosts(), "hosts") if missing_host else ""
             place = (*path, at, "destination", last)
             self.problems.append(entry.origin.problem(upstream, *place, hint=hint))
         total = sum(item.weight for item in weighted)
@@ -134,6 +134,11 @@ class Router:
 
     def _hosts(self) -> Iterable[str]:
         return [service.host for service in self.index.services.values()]
+
+
+def takes_port(route: kinds.TCPRoute, port: int) -> bool:
+    """Tell whether the route takes connections to the port."""
+    return not route.match or any(match.port in (None, port) for match in route.match)
 
 
 def _route_name(entry: Entry[VirtualService], position: int, route: kinds.HTTPRoute) -> str:

@@ -70,8 +70,7 @@ class Decoder:
         """Decode a node as the expected type: the table of shapes."""
         match expected:
             case inspect.Metadata():
-                value = self._value(node, expected.type, path)
-                return value if value is _BAD else self._check_text(node, value, expected, path)
+                return self._checked(node, expected, path)
             case inspect.UnionType():  # only `X | None` occurs
                 if _is_null(node):
                     return None
@@ -95,22 +94,33 @@ class Decoder:
                 return self._string(node, path)
         raise AssertionError(f"the schema uses a type that the decoder does not know: {expected}")
 
+    def _checked(self, node: Node, expected: inspect.Metadata, path: str) -> Any:
+        """Decode a value that one of the checks of `texts` looks at first, if it has one."""
+        name = (expected.extra or {}).get("text")
+        if name is not None and isinstance(node, Scalar):
+            wanted = CHECKS[name](node.text)
+            if wanted is not None:
+                return self._mismatch(node, path, wanted)
+        return self._value(node, expected.type, path)
+
     def _struct(self, node: Node, expected: inspect.StructType, path: str) -> Any:
         if not isinstance(node, Mapping):
             return self._mismatch(node, path, "fields")
         known = {field.encode_name: field for field in expected.fields}
         name = expected.cls.__name__
         values: dict[str, Any] = {}
+        meant: set[str] = set()  # what the unknown fields are taken for
         for key, child in node.fields.items():
             if key not in known:
                 later = istio.FIELDS.get(name, frozenset())
                 where = _join(path, key)
                 self._refuse_name(node.keys[key], where, "field", key, known, later)
+                meant.update(_nearest(key, known))
                 values[""] = _BAD
             elif not _is_null(child):  # null is the same as leaving the field out
                 values[known[key].name] = self._value(child, known[key].type, _join(path, key))
         for field in expected.fields:
-            if field.required and field.name not in values:
+            if field.required and field.name not in values and field.encode_name not in meant:
                 hint = istio.REASONS.get(f"{name}.{field.encode_name}", "")
                 message = f"the field {field.encode_name!r} is required"
                 values[field.name] = self._refuse(node, path, message, hint)
@@ -168,7 +178,8 @@ class Decoder:
 
     def _integer(self, node: Node, expected: inspect.IntType, path: str) -> Any:
         if not isinstance(node, Scalar) or not node.plain:
-            return self._mismatch(node, path, "a number")
+            is_quoted = isinstance(node, Scalar) and _INTEGER.fullmatch(node.text)
+            return self._mismatch(node, path, "a number", "remove the quotes" if is_quoted else "")
         if _OCTAL_LOOK.fullmatch(node.text):
             hint = "YAML 1.1 reads it in base 8, YAML 1.2 in base 10; remove the leading 0"
             return self._refuse(node, path, f"{node.text} is not one number everywhere", hint)
@@ -199,13 +210,6 @@ class Decoder:
             return self._mismatch(node, path, "a string", hint)
         return node.text
 
-    def _check_text(self, node: Node, value: Any, expected: inspect.Metadata, path: str) -> Any:
-        name = (expected.extra or {}).get("text")
-        wanted = CHECKS[name](value) if name else None
-        if wanted is None:
-            return value
-        return self._refuse(node, path, f"expected {wanted}, got {_quote(value)}")
-
     def _refuse_name(
         self,
         node: Node,
@@ -217,11 +221,10 @@ class Decoder:
     ) -> Any:
         """Refuse a name: known to Istio and not served yet, or unknown with the nearest names."""
         if name in later:
-            message = f"the {what} {name!r} is known in Istio, but not supported by meshfast yet"
+            message = f"the {what} {name!r} is valid in Istio, but not supported by meshfast yet"
             return self._refuse(node, path, message, istio.REASONS.get(name, ""))
-        choices = sorted(known)
-        close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(choices)}"
+        close = _nearest(name, known)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(sorted(known))}"
         return self._refuse(node, path, f"unknown {what} {_quote(name)}", hint)
 
     def _mismatch(self, node: Node, path: str, wanted: str, hint: str = "") -> Any:
@@ -287,6 +290,11 @@ def _shape(node: Node) -> str:
             return f"the string {_quote(node.text)}"
     kind = core_type(node.text)
     return kind if kind == "nothing" else f"{kind.replace('a ', 'the ', 1)} {_quote(node.text)}"
+
+
+def _nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """Give the choice that the name was probably meant to be, or nothing."""
+    return difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
 
 
 def _quote(text: str) -> str:

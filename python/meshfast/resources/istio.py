@@ -13,22 +13,25 @@ from __future__ import annotations
 
 __all__ = ["FIELDS", "KINDS", "REASONS", "VALUES"]
 
+# ObjectMeta fields that only the API server writes.
+_SERVER_SET = frozenset(
+    {
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "managedFields",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
+
 FIELDS: dict[str, frozenset[str]] = {
-    "Metadata": frozenset(
-        {
-            "creationTimestamp",
-            "deletionGracePeriodSeconds",
-            "deletionTimestamp",
-            "finalizers",
-            "generateName",
-            "generation",
-            "managedFields",
-            "ownerReferences",
-            "resourceVersion",
-            "selfLink",
-            "uid",
-        }
-    ),
+    "Metadata": _SERVER_SET,
     "Gateway": frozenset({"status"}),
     "Server": frozenset({"defaultEndpoint", "tls"}),
     "Port": frozenset({"targetPort"}),
@@ -104,8 +107,9 @@ KINDS: frozenset[str] = frozenset(
 
 # Why a name has to wait, where the name alone leaves the reader without a next step.
 REASONS: dict[str, str] = {
+    **dict.fromkeys(_SERVER_SET, "Kubernetes writes it, not you: remove it from the file"),
+    **dict.fromkeys(("HTTPS", "TLS", "tls"), "TLS is not served yet: use protocol HTTP or TCP"),
     "subset": "subsets come with DestinationRule; until then give each version a host of its own",
-    "tls": "TLS servers and routes are not served yet; use protocol HTTP or TCP",
     "ServiceEntrySpec.resolution": "Istio's default, NONE, is not supported by meshfast yet",
     "NONE": "write STATIC with endpoints, or DNS",
 }

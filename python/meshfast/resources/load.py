@@ -21,14 +21,18 @@ __all__ = ["Loaded", "Origin", "load_bytes", "load_file", "load_text"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a resource was written; finds the place of each of its fields."""
+    """Where a resource was written; finds the place of each of its fields.
+
+    `path` leads to the resource in its document; empty unless it is an item of a `List`.
+    """
 
     file: str
     node: Node
+    path: str = ""
 
     def problem(self, message: str, *path: str | int, hint: str = "") -> Problem:
         """Make a problem at a field, or at the innermost field around it that was written."""
-        node, text = self.node, ""
+        node, text = self.node, self.path
         for step in path:
             text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
             node = _child(node, step) or node
@@ -72,7 +76,7 @@ def load_bytes(data: bytes, file: str) -> list[Loaded]:
     for node, path in _resources(documents):
         resource = decoder.resource(node, path)
         if resource is not None:
-            loaded.append(Loaded(resource, Origin(file, node)))
+            loaded.append(Loaded(resource, Origin(file, node, path)))
     problems = [replace(problem, file=file) for problem in problems] + decoder.problems
     if not problems and not documents:
         problems = [Problem("there is no resource in the file", file)]

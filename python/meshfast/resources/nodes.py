@@ -255,6 +255,10 @@ class _Composer:
                     )
                 )
                 continue
+            if key.text == "<<" and key.plain:
+                message = "merge keys (<<) are not part of YAML 1.2; write the fields out"
+                self._problems.append(Problem(message, line=key.line, column=key.column))
+                continue
             keys[key.text], fields[key.text] = key, value
         return Mapping(opened.line, opened.column, fields, keys, size, height)
 

@@ -1,0 +1,188 @@
+"""The `meshfast` command: arguments, output and exit codes, as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from meshfast import cli
+from meshfast.cli import launch, proxy
+from meshfast.policy import Source, load_source
+
+ROOT = Path(__file__).parents[2]
+CANARY = str(ROOT / "examples/canary.yaml")
+REFUSED = Path(__file__).parent / "refused"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def meshfast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["meshfast", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_every_command_says_what_it_does(meshfast: Run) -> None:
+    done = meshfast("--help")
+    assert done.returncode == 0
+    for name in cli.COMMANDS:
+        assert name in done.stdout
+        assert meshfast(name, "-h").returncode == 0
+
+
+def test_version_is_the_one_of_the_workspace(meshfast: Run) -> None:
+    workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
+    assert meshfast("version").stdout == f"meshfast {workspace['completion', 'bash']}\n"
+    assert json.loads(meshfast("version", "-o", "json").stdout)["version"] == workspace["version"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
+def test_completion_prints_a_script(meshfast: Run, shell: str) -> None:
+    done = meshfast("completion", shell)
+    assert done.returncode == 0
+    assert "_MESHFAST_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--listen", ":80"],
+        ["--to", "a:1"],
+        ["-c", CANARY, "--listen", ":80", "--to", "a:1"],
+        ["--listen", ":80", "--to", "a:1", "--forward"],
+        ["-c", CANARY, "--forward"],
+        ["-c", CANARY, "--mode", "validate", "-o", "yaml"],
+        ["-c", CANARY, "--workers", "0"],
+        ["-c", CANARY, "--drain-time", "soon"],
+        ["-c", CANARY, "--unknown"],
+    ],
+)
+def test_wrong_usage_ends_with_2(meshfast: Run, arguments: list[str]) -> None:
+    done = meshfast("proxy", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize("output", ["yaml", "json"])
+def test_prints_the_resources_that_flags_stand_for(
+    meshfast: Run, output: str, tmp_path: Path
+) -> None:
+    done = meshfast("proxy", "--listen", ":8080", "--to", "localhost:9000", "-o", output)
+    assert done.returncode == 0
+    file = tmp_path / "printed"
+    file.write_text(done.stdout)
+    flags = load_source(Source(listen=":8080", to="localhost:9000"))
+    printed = load_source(Source(config_path=str(file)))
+    assert [item.resource for item in printed] == [item.resource for item in flags]
+
+
+def test_a_refused_file_ends_with_1_and_its_problems_on_stderr(meshfast: Run) -> None:
+    file = REFUSED / "misspelled_fields.yaml"
+    done = meshfast("proxy", "-c", str(file), "-o", "yaml")
+    expected = file.with_suffix(".txt").read_text().replace(file.name, str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+def test_validate_prints_every_problem_and_ends_with_1(meshfast: Run) -> None:
+    file = REFUSED / "misspelled_fields.yaml"
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    expected = file.with_suffix(".txt").read_text().replace(file.name, str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "6 problems\n", expected)
+
+
+def test_validate_prints_json_for_programs(meshfast: Run) -> None:
+    file = REFUSED / "misspelled_fields.yaml"
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate", "-o", "json")
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["valid"], len(verdict["problems"])) == (1, False, 6)
+    assert verdict["problems"][0] == {
+        "message": "unknown field 'namepsace'",
+        "file": str(file),
+        "line": 5,
+        "column": 3,
+        "path": "metadata.namepsace",
+        "hint": "did you mean 'namespace'?",
+    }
+
+
+def test_validate_accepts_every_example(meshfast: Run) -> None:
+    for example in sorted((ROOT / "examples").glob("*.yaml")):
+        done = meshfast("proxy", "-c", str(example), "--mode", "validate")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "0 problems\n", "")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[launch.Options]:
+    options: list[launch.Options] = []
+    monkeypatch.setattr(launch, "serve", options.append)
+    return options
+
+
+def run_proxy(*arguments: str) -> None:
+    proxy.proxy.main(list(arguments), standalone_mode=False)
+
+
+def test_options_reach_the_launch(served: list[launch.Options]) -> None:
+    run_proxy("-c", "mesh.yaml", "--workers", "3", "--drain-time", "1m30s", "--access-log", "a.log")
+    run_proxy("--listen", ":8080", "--to", "a:1", "--metrics-address", "127.0.0.1:9", "-l", "debug")
+    first, second = served
+    assert first.source == Source(config_path=str(Path("mesh.yaml").absolute()))
+    assert (first.workers, first.drain_ms) == (3, 90_000)
+    assert first.access_log == str(Path("a.log").absolute())
+    assert second.source == Source(listen=":8080", to="a:1")
+    assert (second.drain_ms, second.log_level, second.access_log) == (
+        45_000,
+        "debug",
+        "/dev/stdout",
+    )
+
+
+def test_only_the_default_metrics_address_gives_way(served: list[launch.Options]) -> None:
+    run_proxy("--listen", ":1", "--forward")
+    run_proxy("--listen", ":1", "--forward", "--metrics-address", "127.0.0.1:15020")
+    assert [options.metrics_fallback for options in served] == [True, False]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "meshfast", "proxy", "-c", "/nowhere", "-o", "yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "/nowhere: cannot read the file: No such file or directory\n"
+
+
+def test_a_command_imports_only_its_own_rooms() -> None:
+    program = "import sys; from meshfast.cli import app; app(['completion', 'bash'], standalone_mode=False)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert not {"yaml", "meshfast.policy", "meshfast.resources", "meshfast._core"} & loaded

@@ -1,0 +1,84 @@
+"""meshfast.resources.texts: names, hosts, addresses and durations."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshfast.resources.texts import CHECKS, duration_ms
+
+ACCEPTED = {
+    "address": ["127.0.0.1", "::1", "2001:db8::1"],
+    "duration": ["10s", "1h", "250ms", "1m30s", "0s", "1.5s", "24h", "1000us", "1000000ns"],
+    "endpoint_address": ["10.0.0.1", "::1", "db", "db.example.com", "unix:///run/a.sock"],
+    "gateway_name": ["edge", "infra/edge", "mesh", "edge.v2"],
+    "header_name": ["x-user", "x_user", "cookie"],
+    "host": ["payment", "payment.default", "Shop.Example.com", "example.com.", "a_b.example"],
+    "host_pattern": ["*", "*.example.com", "shop.example.com", "127.0.0.1", "::1"],
+    "label": ["a", "http-1", "a" * 63],
+    "name": ["a", "a.b", "payment-v1"],
+    "server_host": ["*", "shop/*", "./a.example.com", "*/*.example.com", "a.example.com"],
+}
+REFUSED = {
+    "address": ["", "localhost", "127.0.0.1:80", "[::1]", "fe80::1%eth0", "127.1", "1.2.3.04"],
+    "duration": [
+        "",
+        "10",
+        "s",
+        "10 s",
+        "-1s",
+        "1d",
+        "0.5ms",
+        "24h1s",
+        "1s ",
+        "1" * 40 + "s",
+        "\u0661s",
+    ],
+    "endpoint_address": ["", "a:80", "*.a", "unix://a", "unix:///", "unix:///" + "a" * 107, "a/b"],
+    "gateway_name": ["", "/", "a/", "/a", "a/b/c", "A", "a b"],
+    "header_name": ["", "X-User", "a b", ":path", "a:", "é"],
+    "host": ["", ".", "*", "*.a", "a..b", "-a", "a-", "a:80", "a" * 64, "a." * 127 + "a", "é.com"],
+    "host_pattern": ["", "*.", "**", "*a.com", "a.*", "*.*.com", "a:80", "*:80"],
+    "label": ["", "A", "a_b", "-a", "a-", "a.b", "a" * 64],
+    "name": ["", "A", ".", "a..b", "a/b", "a" * 64],
+    "server_host": ["", "a/b/c", "/a", "a/", "**/a", "A B/c"],
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "text"), [(check, text) for check, texts in ACCEPTED.items() for text in texts]
+)
+def test_accepts(check: str, text: str) -> None:
+    assert CHECKS[check](text) is None
+
+
+@pytest.mark.parametrize(
+    ("check", "text"), [(check, text) for check, texts in REFUSED.items() for text in texts]
+)
+def test_refuses_and_says_what_is_expected(check: str, text: str) -> None:
+    assert CHECKS[check](text)
+
+
+def test_every_check_has_cases() -> None:
+    assert set(ACCEPTED) == set(REFUSED) == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("0s", 0), ("1ms", 1), ("1h30m", 5_400_000), ("1.5s", 1500), ("2s500ms", 2500), (".5s", 500)],
+)
+def test_reads_durations_in_milliseconds(text: str, milliseconds: int) -> None:
+    assert duration_ms(text) == milliseconds
+
+
+@given(st.integers(1, 24 * 3_600_000))
+def test_reads_any_whole_number_of_milliseconds(milliseconds: int) -> None:
+    assert duration_ms(f"{milliseconds}ms") == milliseconds
+    assert duration_ms(f"{milliseconds / 1000:.3f}s") == milliseconds
+
+
+@given(st.sampled_from(sorted(CHECKS)), st.text(max_size=300))
+def test_no_text_makes_a_check_raise(check: str, text: str) -> None:
+    complaint = CHECKS[check](text)
+    assert complaint is None or complaint
