@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MYPYPATH = $(CURDIR)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full soak bench wheel lint types fmt clean
+.PHONY: help demo test test-full soak bench wheel lint types sizes fmt clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -70,6 +70,9 @@ types: ## mypy --strict, and the stub of meshfast._core against the installed mo
 	@$(STEP) --begin
 	@$(MAKE) --no-print-directory types-steps
 	@$(STEP) --table
+
+sizes: ## the files and functions larger than STYLE.md suggests; a report
+	@make/sizes
 
 fmt: $(VENV)/ready ## format Python and Rust in place
 	$(BIN)/ruff check --quiet --fix-only .

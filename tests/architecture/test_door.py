@@ -8,10 +8,23 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.repository import ROOT, rust_version, text, version
 
-TARGETS = ["demo", "test", "test-full", "soak", "bench", "wheel", "lint", "types", "fmt", "clean"]
+TARGETS = [
+    "demo",
+    "test",
+    "test-full",
+    "soak",
+    "bench",
+    "wheel",
+    "lint",
+    "types",
+    "sizes",
+    "fmt",
+    "clean",
+]
 
 
 def make(*arguments: str) -> str:
@@ -51,6 +64,12 @@ def test_the_readme_asks_for_the_python_and_the_rust_that_the_manifests_ask_for(
 
 def test_ci_ends_with_the_test_command_of_the_readme() -> None:
     assert text(Path(".ci/run")).rstrip().endswith("exec make test")
+
+
+def test_commit_hooks_fetch_nothing() -> None:
+    hooks = yaml.safe_load(text(Path(".pre-commit-config.yaml")))
+    assert {repository["repo"] for repository in hooks["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
 
 
 def test_the_version_is_the_same_everywhere() -> None:

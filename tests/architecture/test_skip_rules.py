@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository import ROOT
+from tests.repository import ROOT, text
 
 SUITE = """
 import pytest
@@ -84,6 +84,13 @@ def test_a_module_that_skips_itself_counts(tmp_path: Path) -> None:
     code, output = closing_lines(tmp_path, "", "tests/mesh", ci=True)
     assert code != 0
     assert "tests/mesh/test_whole.py: skipped in CI" in output
+
+
+def test_every_entry_of_this_repository_names_a_test_that_exists() -> None:
+    listing = (ROOT / "tests" / "allowed_skips.txt").read_text(encoding="utf-8")
+    entries = [line.split()[0] for line in listing.splitlines() if line and line[0] != "#"]
+    for path, _, test in (entry.partition("::") for entry in entries):
+        assert f"def {test.split('::')[-1].partition('[')[0]}(" in text(Path(path))
 
 
 @pytest.mark.parametrize("ci", [False, True])
