@@ -15,8 +15,10 @@ use crate::downstream::Downstream;
 use crate::error::Failure;
 use crate::exchange::{
     Carries, Destination, Exchange, Half, Outcome, STREAM_IDLE_MS, Stage, TUNNEL_IDLE_MS,
+    TUNNEL_REPORT_MS,
 };
 use crate::request::Request;
+use crate::shared::TcpTotals;
 use crate::timers::Key;
 use crate::trace::{self, TraceContext};
 use crate::worker::Worker;
@@ -60,6 +62,7 @@ impl Worker {
                 flag: "",
                 detail: "",
             },
+            reported: TcpTotals::default(),
             transport_failure: String::new(),
             interim_responses: 0,
             trace: None,
@@ -238,12 +241,20 @@ impl Worker {
         if exchange.stage == Stage::Resolving {
             return self.fail(exchange_id, Failure::NameNotResolved);
         }
+        if exchange.stage == Stage::Tunnel {
+            self.record_tunnel(exchange_id);
+        }
+        let exchange = &self.exchanges[exchange_id];
         if exchange.deadline_ms != 0 && exchange.deadline_ms <= now_ms {
             return self.fail(exchange_id, Failure::RouteTimeout);
         }
         let deadline_ms = exchange.next_deadline_ms();
         if deadline_ms > now_ms {
-            return self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+            let look_again_ms = match exchange.stage {
+                Stage::Tunnel => deadline_ms.min(now_ms + TUNNEL_REPORT_MS),
+                _ => deadline_ms,
+            };
+            return self.timers.arm(Key::Exchange(exchange_id), look_again_ms);
         }
         self.fail(exchange_id, Failure::StreamIdle);
     }

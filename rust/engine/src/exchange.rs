@@ -22,6 +22,7 @@ use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
 use crate::buffer::Buffer;
 use crate::error::Failure;
 use crate::request::Request;
+use crate::shared::TcpTotals;
 use crate::trace::TraceContext;
 
 /// A snapshot in use, with the worker's own cursors for round robin.
@@ -205,6 +206,8 @@ pub(crate) struct Exchange {
     /// The end of the response can be told from a connection that broke off.
     pub(crate) is_delimited: bool,
     pub(crate) outcome: Outcome,
+    /// What of a tunnel is in the metrics already.
+    pub(crate) reported: TcpTotals,
     /// Why the last try failed, in the operating system's words.
     pub(crate) transport_failure: String,
     pub(crate) interim_responses: u32,
@@ -257,6 +260,9 @@ const TRIES_MAX: u32 = 3;
 
 /// How long nothing may move on an exchange (Envoy's `stream_idle_timeout`).
 pub(crate) const STREAM_IDLE_MS: u64 = 300_000;
+
+/// How often a tunnel's bytes are added to the metrics (Istio's TCP `reportingInterval`).
+pub(crate) const TUNNEL_REPORT_MS: u64 = 5_000;
 
 /// How long nothing may move on a tunnel (Istio's tcp `idleTimeout`).
 pub(crate) const TUNNEL_IDLE_MS: u64 = 3_600_000;

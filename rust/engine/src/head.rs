@@ -88,12 +88,15 @@ fn write_missing_host(exchange: &Exchange, out: &mut Vec<u8>) {
     }
 }
 
-/// A length passes as its own header line; everything else is hop-by-hop and written anew.
+/// A length passes as its own header line; everything else is hop-by-hop and written anew. An offer
+/// to switch to cleartext HTTP/2 is not passed on (row H20): the two hops choose their own versions.
 fn write_request_framing(head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>) {
     if head.framing == Framing::Chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
-    if let Some(token) = head.upgrade {
+    if let Some(token) = head.upgrade
+        && !token.of(bytes).eq_ignore_ascii_case(b"h2c")
+    {
         out.extend_from_slice(b"connection: upgrade\r\n");
         h1::write_header(out, b"upgrade", token.of(bytes));
     }

@@ -47,25 +47,16 @@ impl Worker {
     pub(crate) fn record(&mut self, exchange_id: usize) {
         let exchange = &self.exchanges[exchange_id];
         let duration_us = self.clock.now_us() - exchange.started_us;
-        let series = self.series_of(exchange_id);
-        let exchange = &self.exchanges[exchange_id];
-        let received = exchange.requesting.payload_bytes;
-        let sent = exchange.responding.payload_bytes;
         if exchange.carries == Carries::Http {
             let sample = HttpSample {
                 duration_us,
-                request_bytes: exchange.requesting.head_bytes + received,
-                response_bytes: exchange.responding.head_bytes + sent,
+                request_bytes: exchange.requesting.head_bytes + exchange.requesting.payload_bytes,
+                response_bytes: exchange.responding.head_bytes + exchange.responding.payload_bytes,
             };
+            let series = self.series_of(exchange_id);
             self.share.series.add_http(series, sample);
         } else {
-            let totals = TcpTotals {
-                opened: 1,
-                closed: 1,
-                sent_bytes: sent,
-                received_bytes: received,
-            };
-            self.share.series.add_tcp(series, totals);
+            self.report_tunnel(exchange_id, 1);
         }
         let mut line = std::mem::take(&mut self.recorder.line);
         line.clear();
@@ -74,6 +65,33 @@ impl Worker {
             self.share.line.access_log_dropped();
         }
         self.recorder.line = line;
+    }
+
+    /// Adds what a tunnel has carried since the last time to the metrics.
+    pub(crate) fn record_tunnel(&mut self, exchange_id: usize) {
+        if self.exchanges[exchange_id].carries != Carries::Http {
+            self.report_tunnel(exchange_id, 0);
+        }
+    }
+
+    fn report_tunnel(&mut self, exchange_id: usize, closed: u64) {
+        let series = self.series_of(exchange_id);
+        let exchange = &mut self.exchanges[exchange_id];
+        let before = exchange.reported;
+        exchange.reported = TcpTotals {
+            opened: 1,
+            closed,
+            sent_bytes: exchange.responding.payload_bytes,
+            received_bytes: exchange.requesting.payload_bytes,
+        };
+        let now = exchange.reported;
+        let since = TcpTotals {
+            opened: now.opened - before.opened,
+            closed: now.closed - before.closed,
+            sent_bytes: now.sent_bytes - before.sent_bytes,
+            received_bytes: now.received_bytes - before.received_bytes,
+        };
+        self.share.series.add_tcp(series, since);
     }
 
     /// Counts an input that was refused, by its stable reason.

@@ -12,7 +12,7 @@ use meshfast_mesh::{Address, Dial, Loads};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
 
 use crate::error::Failure;
-use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
+use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage, TUNNEL_REPORT_MS};
 use crate::head;
 use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
@@ -142,7 +142,8 @@ impl Worker {
         address: &Address,
     ) -> Option<usize> {
         let exchange = &self.exchanges[exchange_id];
-        if exchange.carries != Carries::Http {
+        // A second try follows a stale connection or a dead endpoint: it gets a fresh one.
+        if exchange.carries != Carries::Http || exchange.tries > 1 {
             return None;
         }
         let is_safe = exchange
@@ -369,6 +370,11 @@ impl Worker {
             ..Half::raw()
         };
         let (downstream_id, upstream_id) = (exchange.downstream, exchange.upstream);
+        self.record_tunnel(exchange_id);
+        self.timers.arm(
+            Key::Exchange(exchange_id),
+            self.clock.now_ms() + TUNNEL_REPORT_MS,
+        );
         self.timers.disarm(Key::Downstream(downstream_id));
         self.queue(Key::Downstream(downstream_id));
         if let Some(upstream_id) = upstream_id {
