@@ -5,7 +5,7 @@
 //! status column is not used on that side. Labels are part of the operator's interface (access log,
 //! `rejected` counters): a row may be added, never renamed.
 //!
-//! Tests: below (shape of the table); `tests/h1_*.rs` prove each row is reached.
+//! Tests: below (shape of the table); `tests/wire/h1_*.rs` prove each row is reached.
 
 use std::fmt;
 
@@ -107,7 +107,8 @@ errors! {
         "Transfer-Encoding in HTTP/1.0 (RFC 9112 6.1)";
     InterimWithBody 400 "http1.interim_with_body"
         "a 1xx answer that promises a body (RFC 9112 6.1)";
-    UpgradeInvalid 400 "http1.upgrade_invalid" "Upgrade that is no list of protocols (RFC 9110 7.8)";
+    UpgradeInvalid 400 "http1.upgrade_invalid"
+        "Upgrade that is no list of protocols (RFC 9110 7.8)";
     VersionInvalid 400 "http1.version_invalid" "a malformed or missing version (RFC 9112 2.3)";
     VersionUnsupported 505 "http1.version_unsupported" "a version other than HTTP/1.0 and HTTP/1.1";
     FrameLength 400 "frame.length" "a frame length its type does not allow (RFC 9113 6)";

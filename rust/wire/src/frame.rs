@@ -1,8 +1,8 @@
 //! The frame layer of `meshfast/1`: HTTP/2 frame headers, their rules, error codes, constants.
 //!
-//! `meshfast/1` is what two meshfast proxies speak to each other (docs/meshfast-1.md): HTTP/2 frames
-//! over mutual TLS 1.3. This module turns the nine bytes in front of every frame into a checked
-//! [`FrameHeader`] and back. It holds no connection state, no flow control and no header
+//! `meshfast/1` is what two meshfast proxies speak to each other (docs/meshfast-1.md): HTTP/2
+//! frames over mutual TLS 1.3. This module turns the nine bytes in front of every frame into a
+//! checked [`FrameHeader`] and back. It holds no connection state, no flow control and no header
 //! compression, and does not read payloads: what depends on them is refused a layer above.
 //!
 //! Invariants:
@@ -10,7 +10,7 @@
 //! 2. Unknown types decode (they are ignored, RFC 9113 5.5); the size limit holds for them too.
 //! 3. `decode` of an encoded header gives it back.
 //!
-//! Tests: `tests/frame.rs`, fuzz target `frame`.
+//! Tests: `tests/wire/frame.rs`, fuzz target `frame`.
 
 use crate::error::{Error, ErrorKind};
 
@@ -211,7 +211,7 @@ impl FrameHeader {
             Length::Any => true,
             Length::AtLeast(min) => self.length >= min,
             Length::Exactly(exact) => self.length == exact,
-            Length::MultipleOf(unit) => self.length % unit == 0,
+            Length::MultipleOf(unit) => self.length.checked_rem(unit) == Some(0),
         };
         if !is_length_allowed {
             return Err(ErrorKind::FrameLength.into());

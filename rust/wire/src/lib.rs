@@ -1,8 +1,8 @@
-//! Bytes to events and back: HTTP/1 heads and bodies, the frames of `meshfast/1`, protocol sniffing.
+//! Bytes to events and back: HTTP/1 heads and bodies, `meshfast/1` frames, protocol sniffing.
 //!
-//! This crate is sans-I/O: it opens no socket, reads no clock, spawns nothing and holds no `unsafe`.
-//! The engine hands it bytes as they arrive and gets views (spans into those bytes), payload slices
-//! or an [`Error`] back.
+//! This crate is sans-I/O: it opens no socket, reads no clock, spawns nothing and holds no
+//! `unsafe`. The engine hands it bytes as they arrive and gets views (spans into those bytes),
+//! payload slices or an [`Error`] back.
 //!
 //! Invariants:
 //! 1. An outcome depends on the bytes alone, never on how they were cut into reads.
@@ -11,8 +11,8 @@
 //! 3. Every refusal is one row of the table in [`error`]: a status for the peer and a stable label.
 //! 4. Work and memory are linear in the input and bounded by [`h1::Limits`].
 //!
-//! Tests: `tests/h1_framing.rs`, `tests/h1_syntax.rs`, `tests/h1_responses.rs`,
-//! `tests/round_trip.rs`, `tests/frame.rs`, `tests/sniff.rs`, `tests/corpus.rs`.
+//! Tests: `tests/wire/`, one file per module, and the corpora of `rust/fuzz` replayed by
+//! `tests/wire/corpus.rs`.
 #![forbid(unsafe_code)]
 
 pub mod error;

@@ -8,7 +8,7 @@
 //! Invariants: the answer for a prefix, once given, is the answer for every longer input; with
 //! [`SNIFF_BYTES_MAX`] bytes there always is one.
 //!
-//! Tests: `tests/sniff.rs`.
+//! Tests: `tests/wire/sniff.rs`.
 
 use crate::frame::PREFACE;
 

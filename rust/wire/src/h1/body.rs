@@ -11,8 +11,8 @@
 //! | state | bytes expected | next |
 //! |---|---|---|
 //! | `Size` | 1 to 16 hex digits | `;` → `ExtensionName`, CR → `SizeEnd` |
-//! | `ExtensionName` | 1 or more token bytes | `=` → `ExtensionValue`, `;` → `ExtensionName`, CR → `SizeEnd` |
-//! | `ExtensionValue` | token bytes, or `"` → `ExtensionQuoted` | `;` → `ExtensionName`, CR → `SizeEnd` |
+//! | `ExtensionName` | token bytes | `=` → `ExtensionValue`, else as `ExtensionDone` |
+//! | `ExtensionValue` | token bytes | first `"` → `ExtensionQuoted`, else as `ExtensionDone` |
 //! | `ExtensionQuoted` | qdtext, `\` escapes one byte | `"` → `ExtensionDone` |
 //! | `ExtensionDone` | none | `;` → `ExtensionName`, CR → `SizeEnd` |
 //! | `SizeEnd` | LF | size 0 → `Trailers`, else `Data` |
@@ -20,7 +20,7 @@
 //! | `DataCr`, `DataLf` | CR, LF | `Size` |
 //! | `Trailers` | header lines, empty line | `Ended` |
 //!
-//! Tests: `tests/h1_framing.rs`, `tests/round_trip.rs`, fuzz target `body_chunked`.
+//! Tests: `tests/wire/h1_framing.rs`, `tests/wire/round_trip.rs`, fuzz target `body_chunked`.
 
 use super::head::{self, Scan, Scanned, Section};
 use super::header::{self, Header};

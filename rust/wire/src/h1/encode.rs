@@ -4,7 +4,7 @@
 //! of the peer and what is known of the length. A body that breaks its promise is an error here, so
 //! that it ends in a reset and never in a shorter or longer message.
 //!
-//! Tests: `tests/round_trip.rs`.
+//! Tests: `tests/wire/round_trip.rs`.
 
 use super::Framing;
 use super::body::Trailers;

@@ -9,7 +9,7 @@
 //! `httparse` takes some things this proxy refuses (bare LF, empty lines before a response, tabs
 //! around framing values); those are refused by the scan or by the rules below, never left to it.
 //!
-//! Tests: `tests/h1_framing.rs`, `tests/h1_syntax.rs`.
+//! Tests: `tests/wire/h1_framing.rs`, `tests/wire/h1_syntax.rs`.
 
 use super::header::{Header, Name};
 use super::limits::{Limits, Underscores};

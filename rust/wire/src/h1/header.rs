@@ -4,7 +4,7 @@
 //! compares strings. Headers are spans; the bytes stay where they were received, in the case they
 //! were received in.
 //!
-//! Tests: below and `tests/h1_syntax.rs`.
+//! Tests: below and `tests/wire/h1_syntax.rs`.
 
 use super::Span;
 

@@ -1,7 +1,7 @@
 //! The limits of one HTTP/1 message, declared once. Every buffer the codec makes a caller keep is
 //! bounded by one of them.
 //!
-//! Tests: `tests/h1_syntax.rs` (each limit at its last good and first bad value).
+//! Tests: `tests/wire/h1_syntax.rs` (each limit at its last good and first bad value).
 
 use super::head::FIELDS_HARD_MAX;
 

@@ -4,7 +4,7 @@
 //! normalise paths (policy's part), does not lower-case names, and does not decide about CONNECT or
 //! TRACE; [`RequestHead::final_status`] names the answers that never travel further.
 //!
-//! Tests: `tests/h1_framing.rs`, `tests/h1_syntax.rs`.
+//! Tests: `tests/wire/h1_framing.rs`, `tests/wire/h1_syntax.rs`.
 
 use super::head::{self, Connection, Scan, Scanned, Section};
 use super::header::{Header, Name};

@@ -5,7 +5,7 @@
 //! be read as the answer to the next request. It does not count interim answers and does not know
 //! whether 101 was asked for; the engine does.
 //!
-//! Tests: `tests/h1_responses.rs`.
+//! Tests: `tests/wire/h1_responses.rs`.
 
 use super::head::{self, Scan, Scanned, Section};
 use super::header::{Header, Name};
