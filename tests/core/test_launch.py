@@ -24,6 +24,7 @@ OPTIONS = launch.Options(
     log_level="info",
     instance="default",
     runtime_dir="/run/meshfast",
+    version="1.2.3",
 )
 
 
@@ -52,6 +53,7 @@ def test_the_agent_gets_what_it_needs_to_compile_again() -> None:
     assert agent["access_log"] == "off"
     assert agent["metrics_socket"] == "metrics"
     assert agent["dns_refresh_s"] == 5
+    assert agent["version"] == "1.2.3"
 
 
 def test_a_sealed_file_holds_the_bytes_and_takes_no_others() -> None:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from meshfast.errors import ConfigError
-from meshfast.policy import SlotAllocator, Source, compile_source
+from meshfast.policy import SlotAllocator, Source, build_source
 from meshfast.policy.document import decode_document
 from meshfast.supervisor.launch import launch
 from meshfast.supervisor.settings import Settings, SettingsError
@@ -53,16 +53,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     instance: str
     runtime_dir: str
+    version: str
 
 
 def serve(options: Options) -> NoReturn:
     """Become the supervisor of a proxy. Raises ConfigError when the configuration is refused."""
     from meshfast import _core
 
-    document = compile_source(
-        options.source, generation=FIRST_GENERATION, allocator=SlotAllocator(), resolve=resolve
+    document, snapshot = build_source(
+        options.source,
+        generation=FIRST_GENERATION,
+        allocator=SlotAllocator(),
+        resolve=resolve,
+        build=_core.Snapshot.build,
     )
-    snapshot_fd = sealed("meshfast-snapshot", _core.Snapshot.build(document))
+    snapshot_fd = sealed("meshfast-snapshot", snapshot)
     # Half of the slots is for the other side of a hot restart.
     memory = _core.SharedMemory.create(2 * options.workers)
     kept = [memory.fileno(), snapshot_fd]
@@ -94,6 +99,7 @@ def settings(
         "access_log": options.access_log,
         "metrics_socket": "metrics",
         "dns_refresh_s": DNS_REFRESH_S,
+        "version": options.version,
     }
     return {
         "version": 1,

@@ -14,10 +14,11 @@ import msgspec
 import rich_click as click
 from click.core import ParameterSource
 
+import meshfast
 from meshfast.cli import launch
 from meshfast.cli.cpu import cpus
 from meshfast.errors import ConfigError
-from meshfast.policy import SlotAllocator, Source, compile_source, load_source
+from meshfast.policy import SlotAllocator, Source, build_source, load_source
 from meshfast.resources import render_json, render_yaml
 from meshfast.resources.texts import duration_ms
 from meshfast.supervisor.settings import WORKERS_MAX
@@ -154,6 +155,7 @@ def proxy(
             log_level=options["log_level"],
             instance=options["instance"],
             runtime_dir=str(Path(runtime_dir).absolute()),
+            version=meshfast.__version__,
         )
     )
 
@@ -170,13 +172,16 @@ def _source(config_path: str | None, listen: str | None, to: str | None, forward
 
 def _validate(source: Source, output: str) -> int:
     """Do what serving does up to the snapshot; print the problems; return the exit code."""
-    try:
-        document = compile_source(
-            source, generation=1, allocator=SlotAllocator(), resolve=lambda host: []
-        )
-        from meshfast import _core
+    from meshfast import _core
 
-        _core.Snapshot.build(document)
+    try:
+        build_source(
+            source,
+            generation=1,
+            allocator=SlotAllocator(),
+            resolve=lambda host: [],
+            build=_core.Snapshot.build,
+        )
     except ConfigError as error:
         problems = error.problems
     else:

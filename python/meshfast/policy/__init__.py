@@ -4,22 +4,23 @@ Pure functions: time, randomness, DNS and slots are arguments. Translation and v
 resources live here, and nowhere else, so that CLI, agent and control plane agree.
 
     compile_source(source, *, generation, allocator, resolve) -> bytes
+    build_source(…, build) -> (bytes, bytes)    the document, and the snapshot built from it
 
 Does not do: reading DNS, talking to workers, compiling regular expressions (the snapshot compiler
-in `meshfast._core` does, and refuses what RE2 refuses).
+in `meshfast._core` does, and refuses what RE2 refuses; `blame` finds the line).
 
-Tests: tests/core/test_compile.py, test_checks.py, test_slots.py, test_source.py.
+Tests: tests/core/test_golden.py, test_names.py, test_slots.py, test_source.py, test_blame.py.
 """
 
 from meshfast.policy.slots import SLOTS_MAX, SlotAllocator
-from meshfast.policy.source import Resolve, Source, compile_source, load_and_compile, load_source
+from meshfast.policy.source import Resolve, Source, build_source, compile_source, load_source
 
 __all__ = [
     "SLOTS_MAX",
     "Resolve",
     "SlotAllocator",
     "Source",
+    "build_source",
     "compile_source",
-    "load_and_compile",
     "load_source",
 ]

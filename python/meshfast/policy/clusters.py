@@ -3,7 +3,7 @@
 A cluster exists for each service port that a route names, so that nothing is resolved that nobody
 dials. `check_entries` looks at every ServiceEntry, used or not.
 
-Tests: tests/core/test_compile.py.
+Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Every problem of every step is raised together, except that slots are given only when there is
 none. Pure: the same resources, slots and answers of `resolve` give the same document.
 
-Tests: tests/core/test_compile.py, with golden documents in tests/core/golden.
+Tests: tests/core/test_golden.py, with the documents in tests/core/golden.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The layout is version 1 of the contract with `rust/mesh`, which reads it with unknown fields denied.
 The structs only hold and encode; every decision is made in `meshfast.policy.compile`.
 
-Tests: tests/core/test_compile.py (golden documents in tests/core/golden).
+Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations

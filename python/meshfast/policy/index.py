@@ -3,7 +3,7 @@
 Two resources of one kind and name, and two services of one host, are refused with both places:
 which of them counts would be decided by the order of the file.
 
-Tests: tests/core/test_compile.py.
+Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Servers with one bind address and port are one listener, whichever Gateway they 
 listener a domain belongs to one VirtualService: a second one is refused with both places, because
 the order of a file is no way to decide between them.
 
-Tests: tests/core/test_compile.py.
+Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations

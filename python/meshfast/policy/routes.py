@@ -3,7 +3,7 @@
 Order is kept: the first route that matches wins. A condition on another port than the listener's
 can never hold there, so it is left out of that listener; a route left without any is too.
 
-Tests: tests/core/test_compile.py.
+Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from meshfast.resources import kinds
 from meshfast.resources.kinds import VirtualService
 from meshfast.resources.texts import duration_ms
 
-__all__ = ["Router", "takes_port"]
+__all__ = ["Router", "conditions_on", "route_name", "takes_port"]
 
 WEIGHTS_MAX = 2**32 - 1  # the sum of a route's weights, as in Envoy
 
@@ -49,7 +49,7 @@ class Router:
             self.problems.append(entry.origin.problem("there is no http or tcp route", "spec"))
         seen: dict[str, int] = {}
         for position, route in enumerate(spec.http):
-            first = seen.setdefault(_route_name(entry, position, route), position)
+            first = seen.setdefault(route_name(entry.full_name, position, route), position)
             if first != position:
                 hint = f"the first is at {entry.origin.place('spec', 'http', first)}"
                 message = "two routes have the same name"
@@ -62,12 +62,12 @@ class Router:
     def http_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[HttpRoute]:
         """Give the routes that can match on a listener of this port."""
         for position, route in enumerate(entry.resource.spec.http):
-            matches = [match for match in route.match if match.port in (None, port)]
-            if route.match and not matches:
+            mine = conditions_on(route, port)
+            if route.match and not mine:
                 continue
-            conditions = tuple(_match(match) for match in matches)
+            conditions = tuple(_match(route.match[at]) for at in mine)
             yield HttpRoute(
-                name=_route_name(entry, position, route),
+                name=route_name(entry.full_name, position, route),
                 matches=() if Match() in conditions else conditions,
                 timeout_ms=None if route.timeout is None else duration_ms(route.timeout),
                 destinations=self._destinations(entry, route.route),
@@ -141,8 +141,14 @@ def takes_port(route: kinds.TCPRoute, port: int) -> bool:
     return not route.match or any(match.port in (None, port) for match in route.match)
 
 
-def _route_name(entry: Entry[VirtualService], position: int, route: kinds.HTTPRoute) -> str:
-    return f"{entry.full_name}/{route.name or position}"
+def conditions_on(route: kinds.HTTPRoute, port: int) -> list[int]:
+    """Give the positions of the conditions that can hold on a listener of this port."""
+    return [at for at, match in enumerate(route.match) if match.port in (None, port)]
+
+
+def route_name(full_name: str, position: int, route: kinds.HTTPRoute) -> str:
+    """Name a route after its VirtualService and its own name, or else its position."""
+    return f"{full_name}/{route.name or position}"
 
 
 def _match(match: kinds.HTTPMatchRequest) -> Match:

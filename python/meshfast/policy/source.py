@@ -1,7 +1,7 @@
 """Where the configuration of a proxy comes from, and the one way from there to a document.
 
 The CLI (at start, and for `--mode validate`) and the agent (at SIGHUP and when DNS answers change)
-both call `compile_source`, so that what the validator accepts is what the server runs.
+both come through here, so that what the validator accepts is what the server runs.
 
 Nothing here resolves names: `resolve` is an argument. The only I/O is reading `config_path`.
 
@@ -14,13 +14,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from meshfast.errors import ConfigError
+from meshfast.policy.blame import locate
 from meshfast.policy.compile import compile
-from meshfast.policy.document import Document, encode_document
+from meshfast.policy.document import encode_document
 from meshfast.policy.forward import forward_proxy, static_forward
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded, load_file, load_text, render_yaml
 
-__all__ = ["Resolve", "Source", "compile_source", "load_and_compile", "load_source"]
+__all__ = ["Resolve", "Source", "build_source", "compile_source", "load_source"]
 
 Resolve = Callable[[str], list[str]]
 
@@ -56,15 +58,32 @@ def compile_source(
 
     Raises ConfigError with every problem found; the allocator is unchanged then.
     """
-    document = load_and_compile(source, allocator, generation, resolve)
+    resources = load_source(source)
+    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
     return encode_document(document)
 
 
-def load_and_compile(
-    source: Source, allocator: SlotAllocator, generation: int, resolve: Resolve
-) -> Document:
-    """Do the same as `compile_source`, and return the document as a struct."""
-    return compile(load_source(source), generation=generation, allocator=allocator, resolve=resolve)
+def build_source(
+    source: Source,
+    *,
+    generation: int,
+    allocator: SlotAllocator,
+    resolve: Resolve,
+    build: Callable[[bytes], bytes],
+) -> tuple[bytes, bytes]:
+    """Do what `compile_source` does, and build the snapshot: gives the document and the blob.
+
+    `build` is `meshfast._core.Snapshot.build`. What it refuses (regular expressions) is raised as a
+    ConfigError with the place in the source; the slots of the refused document stay with their
+    endpoints until they are released.
+    """
+    resources = load_source(source)
+    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    encoded = encode_document(document)
+    try:
+        return encoded, build(encoded)
+    except ConfigError as error:
+        raise locate(error, document, resources) from None
 
 
 def load_source(source: Source) -> list[Loaded]:

@@ -7,7 +7,8 @@ The kinds and their schema are in `kinds`, what Istio has beyond them in `istio`
 not served is refused by name with line and column; nothing is silently ignored. Relations between
 resources are checked by `meshfast.policy`.
 
-Tests: tests/core/test_nodes.py, test_decode.py, test_load.py, test_texts.py, test_render.py.
+Tests: tests/core/test_nodes.py, test_decode.py, test_load.py, test_texts.py, test_render.py,
+test_schema.py, test_golden.py.
 """
 
 from meshfast.resources.kinds import json_schema

@@ -8,7 +8,7 @@ and to whoever builds resources in Python. `text` names a check of `meshfast.res
 Defaults are Istio's, with one exception that is a refusal: `ServiceEntry.resolution` is required,
 since Istio's default NONE is not served yet.
 
-Tests: tests/core/test_decode.py; the schema in tests/core/test_schema.py.
+Tests: tests/core/test_decode.py, test_golden.py; the schema in tests/core/test_schema.py.
 """
 
 from __future__ import annotations
