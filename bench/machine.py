@@ -45,8 +45,8 @@ def machine_facts() -> Machine:
     )
 
 
-def output_of(command: Sequence[str]) -> str:
-    """Run a short command; its output, or "" when it cannot run or fails."""
+def output_of(command: Sequence[str], *, any_exit: bool = False) -> str:
+    """Run a short command; its output, or "" when it cannot run or (unless any_exit) fails."""
     try:
         done = subprocess.run(
             command,
@@ -55,7 +55,7 @@ def output_of(command: Sequence[str]) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=VERSION_TIMEOUT_S,
-            check=True,
+            check=not any_exit,
             cwd=BENCH.parent,
         )
     except (OSError, subprocess.SubprocessError):

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import accounting
-from bench.candidates import ORIGIN, PEERS, Candidate, Launch, find_binary, render
+from bench.candidates import BENCH, ORIGIN, PEERS, Candidate, Launch, find_binary, render
 from bench.cases import Case, Topology, body
 from bench.load import Load, check_body, run_wrk
 from bench.processes import Running, free_port, running
@@ -39,6 +39,7 @@ QUIET_SHARE_MAX = 0.01
 QUIET_WINDOW_S = 0.2
 QUIET_S = 5.0
 STEAL_SHARE_MAX = 0.02
+ROOT = BENCH.parent
 CONFIG_SUFFIXES = (".cfg", ".conf", ".yaml")
 
 
@@ -270,14 +271,14 @@ def rotated(labels: Sequence[str], by: int) -> list[str]:
 
 
 def recorded(chain: Chain) -> Commands:
-    """Take down the commands and the rendered configurations of a live chain."""
+    """Take down the commands, relative to the repository, and the rendered configurations."""
     configs = [
         path.read_text()
         for hop in chain.hops
         for path in sorted(hop.directory.iterdir())
         if path.suffix in CONFIG_SUFFIXES
     ]
-    commands = [" ".join(hop.command) for hop in chain.hops]
+    commands = [" ".join(hop.command).replace(f"{ROOT}/", "") for hop in chain.hops]
     return Commands("\n".join(commands), "\n".join(configs))
 
 

@@ -115,7 +115,7 @@ def running(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **own_places(directory)},
+                env=environment(directory),
                 start_new_session=True,
             )
         started = Running(name, process.pid, port, command, directory)
@@ -128,9 +128,13 @@ def running(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def own_places(directory: Path) -> Mapping[str, str]:
-    """Environment that keeps two instances of one candidate out of each other's files."""
-    return {"XDG_RUNTIME_DIR": str(directory), "TMPDIR": str(directory)}
+def environment(directory: Path) -> dict[str, str]:
+    """Make an environment that sets nothing by accident (MESHFAST_*), with places of its own.
+
+    Two instances of one candidate must not meet in a runtime directory.
+    """
+    kept = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+    return {**kept, "LANG": "C.UTF-8", "TMPDIR": str(directory), "XDG_RUNTIME_DIR": str(directory)}
 
 
 def await_good_response(

@@ -32,6 +32,10 @@ AGAIN = " (again)"
 # The bars a single hop is held to (ratio of CPU per request, meshfast / relay).
 RELAY_RATIO_MUST = 1.15
 
+# The bars of memory: PSS in bytes of a whole sidecar after load, and of one idle plain client.
+MEMORY_MUST = 24_000_000
+IDLE_CLIENT_MUST = 1024
+
 # With keep-alive on both sides a run opens one connection per client and at most one more per hop;
 # whatever else runs on the machine opens a few.
 CONNECTIONS_PER_CLIENT_MAX = 3
@@ -214,7 +218,7 @@ def remarks(report: Report) -> list[str]:
     found = [f"Absent: {name} ({reason})." for name, reason in report.absent.items()]
     for case in report.cases:
         found += behind(case) + doubts(case)
-    return found
+    return found + larger(report.memory)
 
 
 def behind(case: CaseReport) -> list[str]:
@@ -230,6 +234,28 @@ def behind(case: CaseReport) -> list[str]:
         if peer and not row.label.startswith((BASELINE, SUBJECT)) and peer.low < 1:
             verdict = "is cheaper than" if peer.high < 1 else "cannot be told from"
             found.append(f"{at}: {row.label} {verdict} meshfast, ratio {peer}.")
+    return found
+
+
+def larger(memory: Sequence[Memory]) -> list[str]:
+    """List where meshfast needs more memory than a peer or than its own bars."""
+    subject = next((m for m in memory if m.label == SUBJECT), None)
+    if subject is None:
+        return []
+    size = sum(subject.after_load.values())
+    found = [
+        f"Memory after load: meshfast {subject.alone / 1e6:.1f} MB alone, "
+        f"{peer.label} {peer.alone / 1e6:.1f} MB."
+        for peer in memory
+        if peer.label not in (SUBJECT, BASELINE) and peer.alone < subject.alone
+    ]
+    if size > MEMORY_MUST:
+        found.append(f"Memory after load: {size / 1e6:.1f} MB, the bar is {MEMORY_MUST / 1e6:.0f}.")
+    if subject.bytes_per_idle_client > IDLE_CLIENT_MUST:
+        found.append(
+            f"Memory per idle client: {subject.bytes_per_idle_client:.0f} bytes, "
+            f"the bar is {IDLE_CLIENT_MUST}."
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,27 @@ def test_a_worker_that_fails_is_reported(need: Callable[..., None], shared: Shar
     need("valgrind")
     with pytest.raises(HarnessError, match=r"(?s)went before it was ready.*no such thing"):
         count("import sys; sys.exit('no such thing')", shared, 1)
+
+
+def test_without_meshfast_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(instructions.importlib, "import_module", absent)
+    assert instructions.main([]) == 1
+    assert "meshfast is not in this interpreter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "code"), [("2500", 0), ("2499", 1)])
+def test_the_gate_fails_above_its_limit_only(
+    monkeypatch: pytest.MonkeyPatch, limit: str, code: int
+) -> None:
+    @contextmanager
+    def by_core(_origin_port: int) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(instructions, "shared_by_core", by_core)
+    monkeypatch.setattr(instructions, "count", lambda _program, _shared, n: 60_000_000 + 2_500 * n)
+    assert instructions.main(["--at-most", limit]) == code

@@ -99,6 +99,15 @@ def test_a_body_that_raises_still_stops_the_process() -> None:
     assert accounting.members(started.pid) == []
 
 
+def test_settings_of_the_shell_do_not_reach_a_candidate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MESHFAST_PROXY_WORKERS", "7")
+    found = processes.environment(tmp_path)
+    assert "MESHFAST_PROXY_WORKERS" not in found
+    assert found["XDG_RUNTIME_DIR"] == found["TMPDIR"] == str(tmp_path)
+
+
 def test_a_condition_that_never_holds_is_named() -> None:
     with pytest.raises(HarnessError, match=r"the moon is blue: not within 0.05 s"):
         wait_until("the moon is blue", 0.05, lambda: False)

@@ -51,7 +51,10 @@ def test_a_quick_pass_measures_reports_and_leaves_nothing(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "HTTP/1.1 keep-alive" in done.stdout
-    assert "| nginx | 4 |" in results.read_text()
+    text = results.read_text()
+    assert "| nginx | 4 |" in text
+    assert "- load: wrk" in text
+    assert str(ROOT) not in text
 
     (written,) = (tmp_path / "out").iterdir()
     data = json.loads(written.read_text())

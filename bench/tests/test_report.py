@@ -11,7 +11,15 @@ from bench.cases import CASES
 from bench.machine import machine_facts
 from bench.measurement import Commands, Disturbance, Run
 from bench.memory import Memory
-from bench.report import Report, as_json, as_markdown, print_report, remarks, report_case
+from bench.report import (
+    Report,
+    as_json,
+    as_markdown,
+    larger,
+    print_report,
+    remarks,
+    report_case,
+)
 
 QUIET = Disturbance(foreign={0: 0.0, 1: 0.0}, steal={0: 0.0, 1: 0.0})
 COSTS = {"relay": 10.0, "meshfast": 12.0, "nginx": 11.0, "haproxy": 13.0, "meshfast (again)": 12.0}
@@ -91,6 +99,19 @@ def test_a_peer_without_keep_alive_is_no_peer_at_its_best() -> None:
     assert not [said for said in remarks(report(COSTS, opened=128)) if "64 clients: 128" in said]
     said = "\n".join(remarks(report(COSTS, opened=5000)))
     assert "64 clients: 5000 connections were opened in a run of nginx" in said
+
+
+def test_memory_beyond_a_peer_or_a_bar_is_said() -> None:
+    nginx = Memory("nginx", {}, {"nginx/1": 7_000_000}, 10_000_000, 0.0, {"nginx/1": 7_000_000})
+    small = Memory("meshfast", {}, {"w/1": 8_000_000}, 9_000_000, 0.0, {"w/1": 8_500_000})
+    large = Memory("meshfast", {}, {"w/1": 25_000_000}, 26_000_000, 0.0, {"w/1": 27_000_000})
+    assert larger([nginx, small]) == []
+    assert larger([nginx, large]) == [
+        "Memory after load: meshfast 26.0 MB alone, nginx 10.0 MB.",
+        "Memory after load: 25.0 MB, the bar is 24.",
+        "Memory per idle client: 2000 bytes, the bar is 1024.",
+    ]
+    assert larger([nginx]) == []
 
 
 def test_results_open_with_what_is_unfavourable() -> None:
