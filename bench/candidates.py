@@ -135,7 +135,7 @@ CANDIDATES: tuple[Candidate, ...] = (
         how_to_get="apt-get install haproxy",
         version=("@binary@", "-v"),
         launches={Topology.PLAIN: (Launch(("@binary@", "-db", "-f", "@config@"), "haproxy.cfg"),)},
-        setting="one process with one thread per worker, http-reuse always, leastconn, its counters, no log",
+        setting="one process, a thread per worker, http-reuse always, leastconn, counters, no log",
         leaves_out="request ids, trace context, forwarding headers, latency histograms",
     ),
     Candidate(

@@ -95,7 +95,7 @@ def test_without_meshfast_it_says_so(
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(instructions.importlib, "import_module", absent)
+    monkeypatch.setattr("importlib.import_module", absent)
     assert instructions.main([]) == 1
     assert "meshfast is not in this interpreter" in capsys.readouterr().err
 
