@@ -10,6 +10,7 @@ from msgspec import inspect
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.resources import istio, kinds, load_bytes, load_text
+from meshfast.resources.decode import PROBLEMS_MAX
 from meshfast.resources.texts import CHECKS
 
 STRUCTS = {
@@ -84,6 +85,21 @@ def service_entry(protocol: str = "HTTP") -> str:
         f"  ports: [{{number: 80, name: http, protocol: {protocol}}}]\n"
         "  resolution: DNS\n"
     )
+
+
+def test_a_file_full_of_mistakes_ends_in_a_bounded_report() -> None:
+    unknown = "".join(f"  unknown-{n}: 1\n" for n in range(2 * PROBLEMS_MAX))
+    with pytest.raises(ConfigError) as refused:
+        load_text(service_entry() + unknown, "f.yaml")
+    problems = refused.value.problems
+    assert len(problems) == PROBLEMS_MAX
+    assert problems[-1].message == f"more than {PROBLEMS_MAX} problems; the rest is left out"
+
+
+def test_a_name_of_any_length_is_cut_in_the_report() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_text(service_entry() + f"  {'x' * 1000}: 1\n", "f.yaml")
+    assert len(str(refused.value)) < 300
 
 
 # The decoder and msgspec's own agree on JSON that either accepts.

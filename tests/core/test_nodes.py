@@ -97,7 +97,15 @@ def test_refuses_an_alias_bomb_without_expanding_it() -> None:
     lines += [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     message, line, _ = refusal("\n".join(lines).encode())
     assert message.startswith(f"more than {nodes.NODES_MAX} values")
-    assert line == 6  # 10 ** 6 values and their lists
+    assert line == 6  # the first list that stands for 10 ** 6 values
+
+
+def test_refuses_more_nodes_than_any_mesh_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "NODES_MAX", 100)
+    assert isinstance(one("[" + "x," * 99 + "]"), Sequence)
+    message, line, column = refusal(b"[" + b"x," * 100 + b"]")
+    assert message.endswith("values, counting what aliases stand for")
+    assert (line, column) == (1, 1)
 
 
 def test_an_alias_is_the_node_of_its_anchor() -> None:

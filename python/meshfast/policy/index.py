@@ -8,14 +8,14 @@ Tests: tests/core/test_golden.py.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from meshfast.errors import Problem
 from meshfast.policy import names
 from meshfast.resources import Loaded, Origin
+from meshfast.resources.decode import nearest_name
 from meshfast.resources.kinds import (
     ForwardProxy,
     Gateway,
@@ -25,6 +25,9 @@ from meshfast.resources.kinds import (
 )
 
 __all__ = ["Entry", "Index", "ServiceHost", "nearest"]
+
+CHOICES_MAX = 1000  # comparing a name with more takes tens of milliseconds
+LISTED_MAX = 10
 
 T = TypeVar("T", ForwardProxy, Gateway, ServiceEntry, VirtualService)
 
@@ -117,10 +120,13 @@ class Index:
             self.services[key] = ServiceHost(names.qualified(host, entry.namespace), host, entry)
 
 
-def nearest(name: str, choices: Iterable[str], what: str) -> str:
-    """Suggest the nearest of the choices, or list some of them."""
-    ordered = sorted(choices)
-    close = difflib.get_close_matches(name, ordered, n=1, cutoff=0.6)
+def nearest(name: str, choices: Collection[str], what: str) -> str:
+    """Suggest the nearest of the choices, or list some of them; nothing when there are many."""
+    if len(choices) > CHOICES_MAX:
+        return ""
+    close = nearest_name(name, choices)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"{what}: {', '.join(ordered[:10])}" if ordered else f"there is no {what} at all"
+    if not choices:
+        return f"there are no {what}"
+    return f"{what}: {', '.join(sorted(choices)[:LISTED_MAX])}"

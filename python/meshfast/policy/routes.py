@@ -8,7 +8,7 @@ Tests: tests/core/test_golden.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from meshfast.errors import Problem
@@ -132,7 +132,7 @@ class Router:
             message = f"the weights add up to {total}; they must add up to 1 to {WEIGHTS_MAX}"
             self.problems.append(entry.origin.problem(message, *path))
 
-    def _hosts(self) -> Iterable[str]:
+    def _hosts(self) -> list[str]:
         return [service.host for service in self.index.services.values()]
 
 

@@ -29,12 +29,14 @@ from meshfast.resources import istio, kinds
 from meshfast.resources.nodes import Mapping, Node, Scalar, Sequence, core_type
 from meshfast.resources.texts import CHECKS
 
-__all__ = ["Decoder"]
+__all__ = ["PROBLEMS_MAX", "Decoder", "nearest_name"]
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _OCTAL_LOOK = re.compile(r"[-+]?0[0-9_]+", re.ASCII)
 _SEXAGESIMAL_LOOK = re.compile(r"[-+]?[0-9]+(:[0-9]+)+", re.ASCII)
 _YAML_1_1 = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+PROBLEMS_MAX = 1000  # per file; whoever has more wants another tool
+_NAME_CHARS_MAX = 64  # of a name that is compared with others, or shown in a path
 _INTEGER_CHARS_MAX = 20  # more than any range here; int() is quadratic beyond 640
 
 _BAD: Any = object()  # stands for a value that was refused and recorded
@@ -115,7 +117,7 @@ class Decoder:
                 later = istio.FIELDS.get(name, frozenset())
                 where = _join(path, key)
                 self._refuse_name(node.keys[key], where, "field", key, known, later)
-                meant.update(_nearest(key, known))
+                meant.update(nearest_name(key, known))
                 values[""] = _BAD
             elif not _is_null(child):  # null is the same as leaving the field out
                 values[known[key].name] = self._value(child, known[key].type, _join(path, key))
@@ -223,7 +225,7 @@ class Decoder:
         if name in later:
             message = f"the {what} {name!r} is valid in Istio, but not supported by meshfast yet"
             return self._refuse(node, path, message, istio.REASONS.get(name, ""))
-        close = _nearest(name, known)
+        close = nearest_name(name, known)
         hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(sorted(known))}"
         return self._refuse(node, path, f"unknown {what} {_quote(name)}", hint)
 
@@ -231,8 +233,11 @@ class Decoder:
         return self._refuse(node, path, f"expected {wanted}, got {_shape(node)}", hint)
 
     def _refuse(self, node: Node, path: str, message: str, hint: str = "") -> Any:
-        problem = Problem(message, self.file, node.line, node.column, path, hint)
-        self.problems.append(problem)
+        if len(self.problems) == PROBLEMS_MAX - 1:
+            message, hint = f"more than {PROBLEMS_MAX} problems; the rest is left out", ""
+        if len(self.problems) < PROBLEMS_MAX:
+            problem = Problem(message, self.file, node.line, node.column, path, hint)
+            self.problems.append(problem)
         return _BAD
 
 
@@ -292,8 +297,10 @@ def _shape(node: Node) -> str:
     return kind if kind == "nothing" else f"{kind.replace('a ', 'the ', 1)} {_quote(node.text)}"
 
 
-def _nearest(name: str, choices: Iterable[str]) -> list[str]:
-    """Give the choice that the name was probably meant to be, or nothing."""
+def nearest_name(name: str, choices: Iterable[str]) -> list[str]:
+    """Give the choice that the name was probably meant to be, in a list, or an empty list."""
+    if len(name) > _NAME_CHARS_MAX:
+        return []
     return difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
 
 
@@ -303,4 +310,5 @@ def _quote(text: str) -> str:
 
 
 def _join(path: str, name: str) -> str:
+    name = name if len(name) <= _NAME_CHARS_MAX else name[: _NAME_CHARS_MAX - 3] + "..."
     return f"{path}.{name}" if path else name

@@ -41,8 +41,9 @@ __all__ = [
 
 FILE_BYTES_MAX = 8 << 20  # a mesh of 10,000 destinations is 330 kB
 DEPTH_MAX = 64  # the deepest field of Istio's kinds is at 12
-NODES_MAX = 1_000_000  # 8 MiB of the shortest nodes, aliases expanded
+NODES_MAX = 1_000_000  # per file, aliases expanded; a mesh of 10,000 destinations has 600,000
 
+_TOO_MANY = f"more than {NODES_MAX} values, counting what aliases stand for"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS = frozenset({"true", "True", "TRUE", "false", "False", "FALSE"})
 _NUMBER = re.compile(
@@ -157,6 +158,7 @@ class _Composer:
         self._problems = problems
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node] = {}
+        self._count = 0  # nodes so far, aliases expanded
 
     def documents(self) -> Iterator[Node]:
         """Yield the root of each document; raises _Refused where reading has to stop."""
@@ -185,10 +187,13 @@ class _Composer:
                 line, column = self._place(event)
                 plain = not event.style
                 scalar = Scalar(line, column, event.value, plain)
-                return self._add(scalar, event.anchor)
+                return self._add(scalar, event.anchor, 1)
             case yaml.AliasEvent():
                 line, column = self._place(event)
-                return self._add(self._aliased(event.anchor or "", line, column), None)
+                aliased = self._aliased(event.anchor or "", line, column)
+                if self._count + aliased.size > NODES_MAX:
+                    raise _Refused(_TOO_MANY, line, column)
+                return self._add(aliased, None, aliased.size)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 line, column = self._place(event)
                 if len(self._stack) >= DEPTH_MAX:
@@ -197,7 +202,7 @@ class _Composer:
                 self._stack.append(_Open(line, column, event.anchor, is_mapping))
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 opened = self._stack.pop()
-                return self._add(self._close(opened), opened.anchor)
+                return self._add(self._close(opened), opened.anchor, 1)
         return None
 
     def _place(self, event: yaml.NodeEvent) -> tuple[int, int]:
@@ -219,8 +224,11 @@ class _Composer:
             raise _Refused(f"the alias *{anchor} contains itself", line, column)
         raise _Refused(f"the alias *{anchor} has no anchor before it", line, column)
 
-    def _add(self, node: Node, anchor: str | None) -> Node | None:
+    def _add(self, node: Node, anchor: str | None, count: int) -> Node | None:
         """Put a complete node where it belongs; returns it when it is a root."""
+        self._count += count
+        if self._count > NODES_MAX:
+            raise _Refused(_TOO_MANY, node.line, node.column)
         if anchor is not None:
             self._anchors[anchor] = node
         if not self._stack:
@@ -234,9 +242,6 @@ class _Composer:
         children = opened.children
         size = 1 + sum(child.size for child in children)
         height = 1 + max((child.height for child in children), default=0)
-        if size > NODES_MAX:
-            message = f"more than {NODES_MAX} values once the aliases are expanded"
-            raise _Refused(message, opened.line, opened.column)
         if not opened.is_mapping:
             return Sequence(opened.line, opened.column, tuple(children), size, height)
         fields: dict[str, Node] = {}
