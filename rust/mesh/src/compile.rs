@@ -131,18 +131,15 @@ impl Compiler {
             Ok(Address::Tcp(address)) if address.port() == 0 => Err("no one listens on port 0"),
             parsed => parsed,
         };
-        match address {
-            Ok(address) => Some(Endpoint {
-                slot: endpoint.slot,
-                address,
-                weight: endpoint.weight,
-                workload: endpoint.workload,
-            }),
-            Err(text) => {
-                self.problems.report_member("address", text);
-                None
-            }
-        }
+        let address = address
+            .map_err(|text| self.problems.report_member("address", text))
+            .ok()?;
+        (endpoint.weight > 0).then_some(Endpoint {
+            slot: endpoint.slot,
+            address,
+            weight: endpoint.weight,
+            workload: endpoint.workload,
+        })
     }
 
     fn listener(&mut self, listener: document::Listener) -> Option<Listener> {

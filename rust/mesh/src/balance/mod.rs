@@ -65,10 +65,12 @@ pub(crate) struct Weights {
     ends: Vec<u32>,
     /// Whether all weights are 1.
     are_equal: bool,
+    /// How far round robin goes each turn.
+    stride: u32,
 }
 
 impl Weights {
-    /// None when the sum does not fit 32 bits (Envoy has the same bound).
+    /// None when the sum does not fit 32 bits (Envoy has the same bound); every weight is above 0.
     pub(crate) fn new(endpoints: &[Endpoint]) -> Option<Self> {
         let weights = || endpoints.iter().map(|endpoint| endpoint.weight);
         weights().try_fold(0u32, u32::checked_add)?;
@@ -79,9 +81,12 @@ impl Weights {
                 Some(*end)
             })
             .collect();
+        let are_equal = weights().all(|weight| weight == common);
+        let stride = round_robin::stride(ends.last().copied().unwrap_or(0), are_equal);
         Some(Self {
-            are_equal: weights().all(|weight| weight == common),
             ends,
+            are_equal,
+            stride,
         })
     }
 

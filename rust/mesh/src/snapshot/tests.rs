@@ -1,1 +1,222 @@
+//! Tests of what a document must mean, and of the way through the blob.
+#![allow(clippy::unwrap_used)]
 
+use serde_json::{Value, json};
+
+use super::Snapshot;
+use crate::address::Address;
+use crate::error::{BlobError, Error};
+use crate::example;
+
+fn problems(document: &Value) -> Vec<String> {
+    match Snapshot::from_document(document.to_string().as_bytes()) {
+        Err(Error::Document(problems)) => problems.iter().map(ToString::to_string).collect(),
+        other => panic!("expected problems, got {other:?}"),
+    }
+}
+
+fn document_of(snapshot: &Snapshot) -> Value {
+    serde_json::from_slice(&snapshot.to_document()).unwrap()
+}
+
+#[test]
+fn gives_its_document_back_also_after_the_blob() {
+    let document = example::document();
+    let snapshot = example::snapshot(&document);
+    assert_eq!(document_of(&snapshot), document);
+    let blob = snapshot.encode();
+    let decoded = Snapshot::decode(&blob).unwrap();
+    assert_eq!(document_of(&decoded), document);
+    assert_eq!(decoded.encode(), blob);
+}
+
+#[test]
+fn resolves_names_to_indices() {
+    let snapshot = example::snapshot(&example::document());
+    assert_eq!(snapshot.listener("gateway/0.0.0.0:5432"), Some(1));
+    assert_eq!(snapshot.listener("gateway/0.0.0.0:1"), None);
+    assert_eq!(snapshot.cluster("b"), Some(1));
+    assert_eq!(snapshot.cluster("c"), None);
+    let destinations = &snapshot.listeners[0].virtual_hosts[0].routes[0].destinations;
+    let indices: Vec<_> = destinations
+        .clusters()
+        .iter()
+        .map(|one| one.cluster)
+        .collect();
+    assert_eq!(indices, [0, 1]);
+    let endpoint = &snapshot.clusters[1].endpoints[0];
+    assert_eq!(
+        endpoint.address,
+        Address::Tcp("127.0.0.1:9002".parse().unwrap())
+    );
+}
+
+#[test]
+fn reports_every_contradiction_with_its_path() {
+    let mut document = example::document();
+    document["version"] = json!(2);
+    let hosts = &mut document["listeners"][0]["virtual_hosts"];
+    let again = hosts[0].clone();
+    hosts.as_array_mut().unwrap().push(again);
+    hosts[1]["domains"] = json!(["SHOP.example.com.", "a:80", "new.example.com"]);
+    let route = &mut hosts[0]["routes"][0];
+    route["destinations"][1]["cluster"] = json!("nowhere");
+    route["matches"][0]["uri"] = json!({"regex": "("});
+    route["matches"][0]["headers"][0] = json!({"name": "X-User", "match": {"regex": "["}});
+    route["matches"][0]["query_params"][0]["name"] = json!("");
+    hosts[0]["routes"][1]["destinations"] = json!([{"cluster": "a", "weight": 0}]);
+    document["listeners"][1]["name"] = json!("gateway/0.0.0.0:8080");
+    document["listeners"][1]["forward_proxy"] = json!(true);
+    document["clusters"][1]["connect_timeout_ms"] = json!(0);
+    document["clusters"][1]["endpoints"][0]["address"] = json!("payment:9001");
+    document["clusters"][1]["endpoints"][0]["slot"] = json!(4096);
+    document["clusters"][0]["endpoints"][0]["weight"] = json!(0);
+    let found = problems(&document);
+    let host = "listeners[0].virtual_hosts";
+    let expected = [
+        "version: 2 is not 1".to_owned(),
+        "clusters[0].endpoints[0].weight: the weight of an endpoint is above 0".to_owned(),
+        "clusters[1].connect_timeout_ms: a connect takes more than 0 ms".to_owned(),
+        "clusters[1].endpoints[0].slot: a slot is below 4096".to_owned(),
+        "clusters[1].endpoints[0].address: expected ip:port, [ip6]:port or unix:/path".to_owned(),
+        format!("{host}[0].routes[0].matches[0].uri.regex: not a regular expression: "),
+        format!("{host}[0].routes[0].matches[0].headers[0].name: a header name is a lower-case"),
+        format!("{host}[0].routes[0].matches[0].headers[0].match.regex: not a regular expression"),
+        format!("{host}[0].routes[0].matches[0].query_params[0].name: a query parameter has a"),
+        format!("{host}[0].routes[0].destinations[1].cluster: no cluster is called \"nowhere\""),
+        format!("{host}[0].routes[1].destinations: the weights have a sum above 0"),
+        format!("{host}[1].domains[0]: \"SHOP.example.com.\" occurs a second time"),
+        format!("{host}[1].domains[1]: \"a:80\": a domain has no port"),
+        format!("{host}[1].routes[0].destinations[1]"),
+        "listeners[1].name: another listener has this name".to_owned(),
+        "listeners[1].forward_proxy: only for protocol HTTP".to_owned(),
+    ];
+    // The copied virtual host is whole: its destinations are both there.
+    let expected: Vec<_> = expected
+        .iter()
+        .filter(|text| !text.contains("[1].routes[0]"))
+        .collect();
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            found.starts_with(expected.as_str()),
+            "{found} is not {expected}"
+        );
+    }
+}
+
+#[test]
+fn refuses_names_addresses_and_slots_given_twice() {
+    let mut document = example::document();
+    document["clusters"][1]["name"] = json!("a");
+    document["listeners"] = json!([]);
+    let endpoints = &mut document["clusters"][0]["endpoints"];
+    let again = endpoints[0].clone();
+    endpoints.as_array_mut().unwrap().push(again);
+    assert_eq!(
+        problems(&document),
+        [
+            "clusters[0].endpoints[1].slot: another endpoint has this slot",
+            "clusters[0].endpoints[1].address: another endpoint has this address",
+            "clusters[1].name: another cluster has this name",
+        ]
+    );
+}
+
+#[test]
+fn keeps_routes_with_the_kind_of_listener_that_uses_them() {
+    let mut document = example::document();
+    let listeners = document["listeners"].as_array_mut().unwrap();
+    let hosts = listeners[0]["virtual_hosts"].take();
+    let routes = listeners[1]["tcp_routes"].take();
+    listeners[0]["virtual_hosts"] = json!([]);
+    listeners[0]["tcp_routes"] = routes;
+    listeners[1]["virtual_hosts"] = hosts;
+    listeners[1]["tcp_routes"] = json!([]);
+    assert_eq!(
+        problems(&document),
+        [
+            "listeners[0].tcp_routes: only for protocol TCP",
+            "listeners[1].virtual_hosts: only for protocol HTTP",
+        ]
+    );
+}
+
+#[test]
+fn refuses_weights_beyond_32_bits_and_a_host_without_domains() {
+    let mut document = example::document();
+    document["listeners"][0]["virtual_hosts"][0]["domains"] = json!([]);
+    let endpoints = &mut document["clusters"][0]["endpoints"];
+    let mut other = endpoints[0].clone();
+    other["slot"] = json!(9);
+    other["address"] = json!("unix:/run/app.sock");
+    other["weight"] = json!(u32::MAX);
+    endpoints.as_array_mut().unwrap().push(other);
+    assert_eq!(
+        problems(&document),
+        [
+            "clusters[0].endpoints: \
+             the weights of a cluster's endpoints have a sum of at most 4294967295",
+            "listeners[0].virtual_hosts[0].domains: a virtual host has at least one domain",
+        ]
+    );
+    document["clusters"][0]["endpoints"][1]["weight"] = json!(u32::MAX - 1);
+    document["listeners"][0]["virtual_hosts"][0]["domains"] = json!(["*"]);
+    let snapshot = example::snapshot(&document);
+    assert_eq!(document_of(&snapshot), document);
+}
+
+#[test]
+fn refuses_an_endpoint_on_port_0() {
+    let mut document = example::document();
+    document["clusters"][0]["endpoints"][0]["address"] = json!("[::1]:0");
+    let found = problems(&document);
+    assert_eq!(
+        found,
+        ["clusters[0].endpoints[0].address: no one listens on port 0"]
+    );
+}
+
+#[test]
+fn a_cluster_may_have_no_endpoints() {
+    let snapshot = example::cluster("LEAST_REQUEST", &[]);
+    assert!(snapshot.clusters[0].endpoints.is_empty());
+}
+
+#[test]
+fn writes_addresses_in_their_one_spelling() {
+    let mut document = example::document();
+    document["clusters"][0]["endpoints"][0]["address"] = json!("[0:0:0:0:0:0:0:1]:80");
+    let written = document_of(&example::snapshot(&document));
+    assert_eq!(
+        written["clusters"][0]["endpoints"][0]["address"],
+        json!("[::1]:80")
+    );
+}
+
+#[test]
+fn refuses_a_damaged_blob() {
+    let mut blob = example::snapshot(&example::document()).encode();
+    let last = blob.len() - 1;
+    blob[last] ^= 1;
+    assert_eq!(
+        Snapshot::decode(&blob).unwrap_err(),
+        Error::Blob(BlobError::Checksum)
+    );
+    assert_eq!(
+        Snapshot::decode(&blob[..10]).unwrap_err().to_string(),
+        "snapshot blob: shorter than its header"
+    );
+}
+
+#[test]
+fn a_whole_blob_with_an_invalid_document_is_refused_as_the_document_is() {
+    let mut document =
+        crate::document::Document::from_json(example::document().to_string().as_bytes()).unwrap();
+    document.clusters.clear();
+    let error = Snapshot::decode(&crate::blob::encode(&document)).unwrap_err();
+    assert!(
+        error.to_string().contains("no cluster is called \"a\""),
+        "{error}"
+    );
+}
