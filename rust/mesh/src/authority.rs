@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// RFC 1035 2.3.4 allows 255 bytes for a name with its length bytes; nothing longer resolves.
-const HOST_BYTES_MAX: usize = 255;
+pub(crate) const HOST_BYTES_MAX: usize = 255;
 
 /// Why an authority is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

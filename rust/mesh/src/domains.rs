@@ -2,10 +2,11 @@
 //!
 //! Exact name, then the longest suffix wildcard (`*.example.com`, `*-api.example.com`), then the
 //! longest prefix wildcard (`shop.*`), then `*`. A wildcard stands for at least one byte. Compared
-//! without ASCII case; the port and one trailing dot are ignored; IPv6 literals compare by value.
+//! without ASCII case; the port and one trailing dot are ignored; IPv6 literals compare by value. A
+//! host of more than 255 bytes is no name (RFC 1035 2.3.4): only `*` takes it.
 //!
-//! Lookup allocates nothing: sorted tables are searched with the bytes of the request. Tests:
-//! `tests.rs`, and `tests/properties.rs` against a naive oracle.
+//! Lookup allocates nothing: the host is normalised on the stack and searched in sorted tables.
+//! Tests: `tests.rs`, and `tests/properties.rs` against a naive oracle.
 
 #[cfg(test)]
 mod tests;
@@ -14,10 +15,7 @@ use std::cmp::Ordering;
 use std::io::Write;
 use std::net::Ipv6Addr;
 
-use crate::authority::{Authority, AuthorityError, split, unbracketed};
-
-/// The longest text of an IPv6 address, in brackets: `[` 45 bytes `]` (RFC 4291 2.2, form 3).
-const IPV6_TEXT_BYTES_MAX: usize = 47;
+use crate::authority::{Authority, AuthorityError, HOST_BYTES_MAX, split, unbracketed};
 
 /// A domain as a virtual host lists it, normalised: lower case, no trailing dot, no wildcard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -87,12 +85,7 @@ struct Entry {
 
 impl Entry {
     fn compare(&self, host: &[u8]) -> Ordering {
-        let text = self.text.as_bytes();
-        text.len().cmp(&host.len()).then_with(|| {
-            text.iter()
-                .copied()
-                .cmp(host.iter().map(u8::to_ascii_lowercase))
-        })
+        (self.text.len(), self.text.as_bytes()).cmp(&(host.len(), host))
     }
 }
 
@@ -130,10 +123,14 @@ impl Domains {
 
     /// The virtual host for an authority.
     pub(crate) fn find(&self, authority: &[u8]) -> Option<usize> {
-        let (host, _) = split(authority);
-        let mut text = [0; IPV6_TEXT_BYTES_MAX];
-        let host = canonical_ipv6(host, &mut text)
-            .unwrap_or_else(|| host.strip_suffix(b".").unwrap_or(host));
+        let mut text = [0; HOST_BYTES_MAX];
+        normalised(authority, &mut text)
+            .and_then(|host| self.find_host(host))
+            .or(self.any)
+            .map(|virtual_host| virtual_host as usize)
+    }
+
+    fn find_host(&self, host: &[u8]) -> Option<u32> {
         let longest = host.len().saturating_sub(1);
         search(&self.exact, host)
             .or_else(|| {
@@ -141,8 +138,6 @@ impl Domains {
                     .find(longest, |length| &host[host.len() - length..])
             })
             .or_else(|| self.prefixes.find(longest, |length| &host[..length]))
-            .or(self.any)
-            .map(|virtual_host| virtual_host as usize)
     }
 }
 
@@ -176,12 +171,23 @@ fn search(entries: &[Entry], host: &[u8]) -> Option<u32> {
     Some(entries[found].virtual_host)
 }
 
-/// The one spelling of an IPv6 literal, written into `text`; None when `host` is none.
-fn canonical_ipv6<'t>(host: &[u8], text: &'t mut [u8; IPV6_TEXT_BYTES_MAX]) -> Option<&'t [u8]> {
-    let inner = std::str::from_utf8(unbracketed(host)?).ok()?;
-    let address: Ipv6Addr = inner.parse().ok()?;
-    let mut left = text.as_mut_slice();
-    write!(left, "[{address}]").expect("the buffer holds the longest text of an address");
-    let written = IPV6_TEXT_BYTES_MAX - left.len();
-    Some(&text[..written])
+/// The host of an authority in its one spelling, written into `text`: lower case, without port and
+/// trailing dot, an IPv6 literal in its shortest form. None when it does not fit.
+fn normalised<'t>(authority: &[u8], text: &'t mut [u8; HOST_BYTES_MAX]) -> Option<&'t [u8]> {
+    let (host, _) = split(authority);
+    if let Some(address) = ipv6_literal(host) {
+        let mut left = text.as_mut_slice();
+        write!(left, "[{address}]").expect("the longest text of an address has 45 bytes");
+        let length = HOST_BYTES_MAX - left.len();
+        return Some(&text[..length]);
+    }
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    let text = text.get_mut(..host.len())?;
+    text.copy_from_slice(host);
+    text.make_ascii_lowercase();
+    Some(text)
+}
+
+fn ipv6_literal(host: &[u8]) -> Option<Ipv6Addr> {
+    std::str::from_utf8(unbracketed(host)?).ok()?.parse().ok()
 }

@@ -114,6 +114,18 @@ fn compares_ipv6_literals_by_value() {
 }
 
 #[test]
+fn a_host_too_long_for_a_name_is_left_to_any() {
+    let fits = format!("{}.example.com", "a".repeat(243));
+    let too_long = format!("a{fits}");
+    assert_eq!(fits.len(), 255);
+    assert_found(
+        &["*.example.com", "*"],
+        &[(&fits, Some("*.example.com")), (&too_long, Some("*"))],
+    );
+    assert_found(&["*.example.com", "aaa*"], &[(&too_long, None)]);
+}
+
+#[test]
 fn finds_each_of_many_domains() {
     let texts: Vec<String> = (0..1000)
         .flat_map(|i| {
