@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from meshfast import _core
 from meshfast.errors import ConfigError
 from meshfast.policy import SlotAllocator
 from meshfast.policy.compile import compile
@@ -44,6 +45,13 @@ def names_of(folder: str, suffix: str) -> set[str]:
 def test_compiles_to_the_golden_document(name: str) -> None:
     document = msgspec.json.decode(encode_document(compiled(HERE / f"golden/{name}.yaml")))
     assert document == msgspec.json.decode((HERE / f"golden/{name}.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", sorted(names_of("golden", ".yaml")))
+def test_the_snapshot_compiler_takes_the_golden_document(name: str) -> None:
+    document = (HERE / f"golden/{name}.json").read_bytes()
+    described = _core.Snapshot.describe(_core.Snapshot.build(document))
+    assert msgspec.json.decode(described) == msgspec.json.decode(document)
 
 
 @pytest.mark.parametrize("name", sorted(names_of("refused", ".yaml")))

@@ -22,6 +22,7 @@ from meshfast.resources.kinds import Gateway, Protocol, Server, VirtualService, 
 __all__ = ["build_listeners"]
 
 ANY_ADDRESS = "0.0.0.0"
+_WILDCARDS = (ANY_ADDRESS, "[::]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class _Bound:
     address: str
     port: int
     places: list[_Place] = field(default_factory=list)
+    hosts: dict[str, str] = field(default_factory=dict)  # as written → where
 
     @property
     def protocol(self) -> Protocol:
@@ -87,7 +89,8 @@ class _Builder:
         self.router = router
         self.problems: list[Problem] = []
         self.bound: dict[str, _Bound] = {}
-        self._taken: dict[str, str] = {}  # address → where it is written
+        # Address family and port → ip → where it is written.
+        self._taken: dict[str, dict[str, str]] = {}
         # Gateway → VirtualService → entry, by full names.
         self._served: dict[str, dict[str, Entry[VirtualService]]] = {}
 
@@ -108,24 +111,21 @@ class _Builder:
                 message, hint = complaint
                 self.problems.append(place.problem(message, "port", "number", hint=hint))
                 return
-            self.bound[address] = _Bound(address, port.number, [place])
-            return
-        self._check_protocol(place, bound)
-        for first in bound.places:
-            self._check_hosts(place, first, address)
+            bound = self.bound[address] = _Bound(address, port.number)
         bound.places.append(place)
+        self._check_protocol(place, bound)
+        self._check_hosts(place, bound)
 
     def _take(self, address: str, where: str) -> tuple[str, str] | None:
         """Note that an address is bound; message and hint when another listener is in its way."""
-        port = address.rpartition(":")[2]
-        wildcard = f"[::]:{port}" if address.startswith("[") else f"{ANY_ADDRESS}:{port}"
-        for other, first in self._taken.items():
-            same_port = other.rpartition(":")[2] == port
-            same_family = other.startswith("[") == address.startswith("[")
-            if other == address or (same_port and same_family and wildcard in (other, address)):
-                message = f"{address} and {other} cannot both be bound"
+        ip, _, port = address.rpartition(":")
+        family = "[" if ip.startswith("[") else ""
+        others = self._taken.setdefault(f"{family}:{port}", {})
+        for other, first in others.items():
+            if ip in (other, *_WILDCARDS) or other in _WILDCARDS:
+                message = f"{address} and {other}:{port} cannot both be bound"
                 return message, f"the first is at {first}"
-        self._taken[address] = where
+        others[ip] = where
         return None
 
     def _check_protocol(self, place: _Place, bound: _Bound) -> None:
@@ -137,12 +137,13 @@ class _Builder:
             hint = f"the first is at {where}"
             self.problems.append(place.problem(message, "port", "protocol", hint=hint))
 
-    def _check_hosts(self, place: _Place, first: _Place, address: str) -> None:
+    def _check_hosts(self, place: _Place, bound: _Bound) -> None:
         for at, host in enumerate(place.server.hosts):
-            if host in first.server.hosts:
-                where = first.path("hosts", first.server.hosts.index(host))
-                message = f"the host {host!r} is served on {address} twice"
-                hint = f"the first is at {first.gateway.origin.place(*where)}"
+            where = place.gateway.origin.place(*place.path("hosts", at))
+            first = bound.hosts.setdefault(host, where)
+            if first != where:
+                message = f"the host {host!r} is served on {bound.address} twice"
+                hint = f"the first is at {first}"
                 self.problems.append(place.problem(message, "hosts", at, hint=hint))
 
     def bind_virtual_services(self) -> None:
@@ -169,9 +170,9 @@ class _Builder:
         }
         if not ports:
             return
-        for path, port in _match_ports(entry.resource.spec):
-            if port is not None and port not in ports:
-                message = f"no server of its gateways has the port {port}"
+        for protocol, path, port in _match_ports(entry.resource.spec):
+            if port is not None and ports.get(port) is not protocol:
+                message = f"no {protocol.value} server of its gateways has the port {port}"
                 self.problems.append(entry.origin.problem(message, *path, "port"))
         reached: dict[int, int] = {}  # port → the first route for it
         for position, route in enumerate(entry.resource.spec.tcp):
@@ -179,8 +180,9 @@ class _Builder:
             mine = [port for port in mine if takes_port(route, port)]
             first = [reached.setdefault(port, position) for port in mine]
             if mine and position not in first:
-                message = "the route is never reached: routes before it take all its connections"
-                hint = f"the first is at {entry.origin.place('spec', 'tcp', first[0])}"
+                message = "the route is never reached"
+                where = entry.origin.place("spec", "tcp", first[0])
+                hint = f"the route at {where} takes its connections"
                 path = ("spec", "tcp", position)
                 self.problems.append(entry.origin.problem(message, *path, hint=hint))
 
@@ -196,16 +198,21 @@ class _Builder:
         self._served.setdefault(full_name, {})[entry.full_name] = entry
         places = [_Place(gateway, at) for at in range(len(gateway.resource.spec.servers))]
         spec = entry.resource.spec
-        for at, host in enumerate(spec.hosts):
-            if not any(list(place.domain(host, entry.namespace)) for place in places):
-                message = f"no server of the Gateway {full_name} serves the host {host!r}"
-                self.problems.append(entry.origin.problem(message, "spec", "hosts", at))
-        protocols = {place.server.port.protocol for place in places}
-        for what, given in ((Protocol.HTTP, spec.http), (Protocol.TCP, spec.tcp)):
-            if given and what not in protocols:
-                field_name = what.value.lower()
-                message = f"no server of the Gateway {full_name} has the protocol {what.value}"
-                self.problems.append(entry.origin.problem(message, "spec", field_name))
+        for protocol, routes in ((Protocol.HTTP, spec.http), (Protocol.TCP, spec.tcp)):
+            if not routes:
+                continue
+            server = f"{protocol.value} server of the Gateway {full_name}"
+            mine = [place for place in places if place.server.port.protocol is protocol]
+            if not mine:
+                problem = entry.origin.problem(
+                    f"there is no {server}", "spec", protocol.value.lower()
+                )
+                self.problems.append(problem)
+                continue
+            for at, host in enumerate(spec.hosts):
+                if not any(list(place.domain(host, entry.namespace)) for place in mine):
+                    message = f"no {server} serves the host {host!r}"
+                    self.problems.append(entry.origin.problem(message, "spec", "hosts", at))
 
     def listener(self, bound: _Bound) -> Listener:
         """Build one listener with everything that is served on it."""
@@ -284,11 +291,13 @@ class _Builder:
             )
 
 
-def _match_ports(spec: VirtualServiceSpec) -> Iterator[tuple[tuple[str | int, ...], int | None]]:
-    """Give the path and the port of every condition."""
+def _match_ports(
+    spec: VirtualServiceSpec,
+) -> Iterator[tuple[Protocol, tuple[str | int, ...], int | None]]:
+    """Give the protocol, the path and the port of every condition."""
     for position, http_route in enumerate(spec.http):
         for at, http_match in enumerate(http_route.match):
-            yield ("spec", "http", position, "match", at), http_match.port
+            yield Protocol.HTTP, ("spec", "http", position, "match", at), http_match.port
     for position, tcp_route in enumerate(spec.tcp):
         for at, tcp_match in enumerate(tcp_route.match):
-            yield ("spec", "tcp", position, "match", at), tcp_match.port
+            yield Protocol.TCP, ("spec", "tcp", position, "match", at), tcp_match.port

@@ -47,17 +47,30 @@ class Router:
         spec = entry.resource.spec
         if not spec.http and not spec.tcp:
             self.problems.append(entry.origin.problem("there is no http or tcp route", "spec"))
-        seen: dict[str, int] = {}
-        for position, route in enumerate(spec.http):
-            first = seen.setdefault(route_name(entry.full_name, position, route), position)
+        self._check_http(entry)
+        for position, route in enumerate(spec.tcp):
+            self._check_destinations(entry, route.route, "tcp", position)
+
+    def _check_http(self, entry: Entry[VirtualService]) -> None:
+        """Refuse two routes of one name, and routes behind one that takes every request."""
+        named: dict[str, int] = {}
+        takes_all: int | None = None
+        for position, route in enumerate(entry.resource.spec.http):
+            first = named.setdefault(route_name(entry.full_name, position, route), position)
             if first != position:
                 hint = f"the first is at {entry.origin.place('spec', 'http', first)}"
                 message = "two routes have the same name"
-                path = ("spec", "http", position, "name")
-                self.problems.append(entry.origin.problem(message, *path, hint=hint))
+                problem = entry.origin.problem(message, "spec", "http", position, "name", hint=hint)
+                self.problems.append(problem)
+            if takes_all is not None:
+                where = entry.origin.place("spec", "http", takes_all)
+                hint = f"the route at {where} takes every request"
+                message = "the route is never reached"
+                problem = entry.origin.problem(message, "spec", "http", position, hint=hint)
+                self.problems.append(problem)
+            elif not route.match or any(map(_takes_all, route.match)):
+                takes_all = position
             self._check_destinations(entry, route.route, "http", position)
-        for position, tcp_route in enumerate(spec.tcp):
-            self._check_destinations(entry, tcp_route.route, "tcp", position)
 
     def http_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[HttpRoute]:
         """Give the routes that can match on a listener of this port."""
@@ -149,6 +162,10 @@ def conditions_on(route: kinds.HTTPRoute, port: int) -> list[int]:
 def route_name(full_name: str, position: int, route: kinds.HTTPRoute) -> str:
     """Name a route after its VirtualService and its own name, or else its position."""
     return f"{full_name}/{route.name or position}"
+
+
+def _takes_all(match: kinds.HTTPMatchRequest) -> bool:
+    return match == kinds.HTTPMatchRequest(name=match.name)
 
 
 def _match(match: kinds.HTTPMatchRequest) -> Match:
