@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 from tests.agent.fakes import recorded
 
+ROOT = Path(__file__).parents[2]
 FAKES = Path(__file__).parent / "fakes"
 DEADLINE_S = 10.0
+RING_PIECE_BYTES = 4096  # PIPE_BUF: written whole, or not at all
 
 T = TypeVar("T")
 
@@ -80,12 +82,13 @@ class Supervised:
         } | kept
         settings_fd = _memory(json.dumps(settings).encode())
         fds = [*kept.values(), settings_fd, ring_out, resolver.fileno(), self.listening.fileno()]
-        program = [sys.executable, str(FAKES / "agent_process.py"), str(directory)]
+        program = [sys.executable, "-m", "tests.agent.fakes.agent_process", str(directory)]
         compiler = str(FAKES / "compiler_process.py")
         self.log = directory / "stderr.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*program, str(settings_fd), str(ring_out), compiler],
+                cwd=ROOT,
                 pass_fds=fds,
                 stdout=stdout,
                 stderr=log,
@@ -113,8 +116,10 @@ class Supervised:
         new.rename(self.directory / name)
 
     def log_lines(self, lines: bytes) -> None:
-        """Be a worker that writes access-log lines."""
-        os.write(self.ring, lines)
+        """Be a worker that writes access-log lines; BlockingIOError when the ring is full."""
+        for start in range(0, len(lines), RING_PIECE_BYTES):
+            piece = lines[start : start + RING_PIECE_BYTES]
+            assert os.write(self.ring, piece) == len(piece)
 
     # messages
 
@@ -208,22 +213,24 @@ def response(data: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def _unchunked(data: bytes) -> bytes:
-    body = b""
+    pieces: list[bytes] = []
+    at = 0
     while True:
-        size, _, data = data.partition(b"\r\n")
-        length = int(size, 16)
-        if length == 0:
-            assert data == b"\r\n"
-            return body
-        assert data[length : length + 2] == b"\r\n"
-        body, data = body + data[:length], data[length + 2 :]
+        end = data.index(b"\r\n", at)
+        start, stop = end + 2, end + 2 + int(data[at:end], 16)
+        assert data[stop : stop + 2] == b"\r\n"
+        if start == stop:
+            assert stop + 2 == len(data)
+            return b"".join(pieces)
+        pieces.append(data[start:stop])
+        at = stop + 2
 
 
 def _read_all(client: socket.socket) -> bytes:
-    data = b""
+    pieces = []
     while piece := client.recv(65536):
-        data += piece
-    return data
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -5,6 +5,7 @@ import signal
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.agent.conftest import Start
+from tests.agent.fakes.recorded import http_series
 from tests.agent.harness import wait_for
 
 
@@ -30,18 +31,12 @@ def test_stays_not_ready_when_workers_serve_after_the_drain_began(start: Start) 
 def test_metrics_are_scraped_from_what_workers_wrote_until_then(start: Start) -> None:
     agent = start()
     for requests in (7, 8):
-        agent.record(http=[http(requests)])
+        agent.record(http=[http_series(requests)])
         families = {
             family.name: family for family in text_string_to_metric_families(agent.scrape())
         }
         (sample,) = families["istio_requests"].samples
         assert sample.value == requests
-
-
-def http(requests: int) -> dict[str, object]:
-    from tests.agent.fakes.recorded import http_series
-
-    return http_series(requests)
 
 
 def test_stats_prometheus_is_the_same_page(start: Start) -> None:

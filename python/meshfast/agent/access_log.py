@@ -36,8 +36,9 @@ DRAIN_BYTES = 256 * 1024
 DRAINS_PER_TURN = 4
 
 # While lines come a ring of 512 KiB must not fill between two turns: 20 ms is 26 MB/s per worker.
+# Without lines the wait doubles, so that an idle sidecar costs nothing to speak of.
 BUSY_S = 0.02
-IDLE_S = 0.1
+IDLE_S_MAX = 0.2
 
 # How long an output may take nothing before newer lines are dropped here, not in the rings.
 PATIENCE_S = 1.0
@@ -63,6 +64,7 @@ class AccessLog:
         self._torn = False  # the held bytes begin inside a line, whose beginning was written
         self._taken_at = time.monotonic()
         self._failing = ""
+        self._wait_s = BUSY_S
         self._tick()
 
     def reopen(self) -> None:
@@ -97,7 +99,8 @@ class AccessLog:
             return None
 
     def _tick(self) -> None:
-        self._loop.call_later(BUSY_S if self._move() else IDLE_S, self._tick)
+        self._wait_s = BUSY_S if self._move() else min(2 * self._wait_s, IDLE_S_MAX)
+        self._loop.call_later(self._wait_s, self._tick)
 
     def _move(self) -> bool:
         """Move lines until there are none or the output refuses; True when lines came."""

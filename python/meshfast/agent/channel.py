@@ -1,10 +1,10 @@
 """JSON messages, with descriptors, over a SOCK_SEQPACKET pair: supervisor and workers.
 
 One message is one packet of at most 64 KiB holding one JSON object. Sending never blocks: what the
-peer does not take now is kept, in order, and sent when it does.
+peer does not take now is kept, in order, and sent when it does. While 64 messages are kept nothing
+is read: a peer that asks and does not listen is not answered further.
 
-Does not do: limiting what is kept. Who answers requests stops reading first (`pause`), who speaks
-unasked sends one message at a time.
+Does not do: limiting what is said unasked; the publisher has one snapshot on its way at a time.
 
 Tests: tests/agent/test_agent.py, test_resolver.py.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MESSAGE_BYTES_MAX", "Channel"]
 
 MESSAGE_BYTES_MAX = 65536
+UNSENT_MAX = 64
 
 _FDS_MAX = 8
 
@@ -63,11 +64,6 @@ class Channel:
         self._unsent.append((data, [os.dup(fd) for fd in fds]))
         self._flush()
 
-    @property
-    def unsent(self) -> int:
-        """Messages that the peer has not taken yet."""
-        return len(self._unsent)
-
     def pause(self, paused: bool) -> None:
         """Read no more, or again."""
         if self._reading == paused and self._socket.fileno() >= 0:
@@ -83,7 +79,8 @@ class Channel:
                 self._close_fds(self._unsent.popleft()[1])
 
     def _watch(self) -> None:
-        events = (READ if self._reading else 0) | (WRITE if self._unsent else 0)
+        reading = self._reading and len(self._unsent) < UNSENT_MAX
+        events = (READ if reading else 0) | (WRITE if self._unsent else 0)
         self._loop.watch(self._socket.fileno(), events, self._on_ready)
 
     def _on_ready(self, ready: int) -> None:

@@ -90,8 +90,9 @@ class Resolver:
     def resolve(self, host: str, done: Done) -> None:
         """Call `done(addresses, error)`, now or later, exactly once; addresses may be stale."""
         host = host.lower()
-        if _is_address(host):
-            return done([host.strip("[]")], None)
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if _is_address(bare):
+            return done([bare], None)
         if not _NAME.fullmatch(host):
             return done([], "not a host name")
         name = self._names.get(host)
@@ -168,9 +169,8 @@ class Resolver:
 
 
 def _serve(jobs: socket.socket, answers: socket.socket, lookup: Lookup) -> None:
-    """A thread's life: one name at a time. It ends with the process."""
-    while True:
-        host = jobs.recv(512).decode("ascii")
+    """A thread's life: one name at a time, until the process or the other end is gone."""
+    while host := jobs.recv(512).decode("ascii"):
         try:
             answer = " ".join(lookup(host)) or "!no addresses"
         except OSError as error:
@@ -185,7 +185,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 def _is_address(host: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            socket.inet_pton(family, host.strip("[]"))
+            socket.inet_pton(family, host)
         except OSError:
             continue
         return True
@@ -217,4 +217,4 @@ class WorkerQuestions:
         self._limit()
 
     def _limit(self) -> None:
-        self._channel.pause(self._open + self._channel.unsent >= OPEN_MAX)
+        self._channel.pause(self._open >= OPEN_MAX)

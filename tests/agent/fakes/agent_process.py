@@ -1,4 +1,4 @@
-"""A real agent on a recorded source: `agent_process.py FAKES_DIR SETTINGS_FD RING_FD COMPILER`.
+"""A real agent on a recorded source: `agent_process FAKES_DIR SETTINGS_FD RING_FD COMPILER`.
 
 FAKES_DIR holds `state.json` (the recording) and `names.json` (what host names resolve to: a list
 of addresses, `"fail"` or `"hang"`).
@@ -10,12 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from recorded import RecordedSource
-
 from meshfast.agent.process import Agent
 from meshfast.agent.settings import Settings
+from tests.agent.fakes.recorded import RecordedSource
 
 
 def main() -> None:
@@ -43,4 +40,5 @@ def main() -> None:
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()
