@@ -258,7 +258,10 @@ pub(super) fn check_underscores(
     headers: &mut [Header],
     limits: &Limits,
 ) -> Result<(), Error> {
-    for header in headers {
+    for header in headers
+        .iter_mut()
+        .filter(|header| header.kind.may_hold_underscore())
+    {
         let name = header.name.of(bytes);
         if memchr(b'_', name).is_none() {
             continue;

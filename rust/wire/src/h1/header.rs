@@ -136,19 +136,30 @@ const fn listed(len: usize) -> Names {
     }
 }
 
+/// `eq_ignore_ascii_case` with one side known to be lower case and as long: half the work.
+fn is_in_any_case(name: &[u8], lower: &[u8]) -> bool {
+    name.iter()
+        .zip(lower)
+        .all(|(byte, lower)| byte.to_ascii_lowercase() == *lower)
+}
+
 impl Name {
     /// Which name this is, in any case.
     pub fn of(name: &[u8]) -> Name {
+        let Some(first) = name.first().map(u8::to_ascii_lowercase) else {
+            return Name::Other;
+        };
         for &(known, kind) in listed(name.len()) {
-            if name.eq_ignore_ascii_case(known) {
+            // The first byte rules out nearly every other name before the whole is compared.
+            if first == known[0] && is_in_any_case(name, known) {
                 return kind;
             }
         }
-        if !matches!(name.first(), Some(b'x' | b'X')) {
+        if first != b'x' {
             return Name::Other;
         }
         for &(prefix, kind) in PREFIXES {
-            if name.len() > prefix.len() && name[..prefix.len()].eq_ignore_ascii_case(prefix) {
+            if name.len() > prefix.len() && is_in_any_case(&name[..prefix.len()], prefix) {
                 return kind;
             }
         }
@@ -168,6 +179,14 @@ impl Name {
             *to = if from == b'_' { b'-' } else { from };
         }
         Name::of(&dashed[..len])
+    }
+
+    /// Whether a name of this kind can hold an underscore: the listed ones have none.
+    pub(super) fn may_hold_underscore(self) -> bool {
+        matches!(
+            self,
+            Name::Other | Name::XEnvoy | Name::XForwarded | Name::XMeshfast
+        )
     }
 
     /// Always for this connection only (RFC 9110 7.6.1, RFC 9112 6.1 and 9.6).

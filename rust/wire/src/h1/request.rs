@@ -105,7 +105,7 @@ pub struct RequestHead {
     pub framing: Framing,
     /// The client keeps the connection open after the response.
     pub keep_alive: bool,
-    /// The client waits for 100 before it sends the body.
+    /// The client waits for 100 before it sends the body; never without one.
     pub expect_continue: bool,
     /// The first protocol offered by Upgrade, only together with `Connection: upgrade` in HTTP/1.1.
     pub upgrade: Option<Span>,
@@ -385,6 +385,7 @@ impl RequestHead {
         let upgrade = head::read_upgrade(bytes, &self.headers)?;
         // HTTP/1.0 has neither Upgrade nor 100-continue: both are ignored (RFC 9110 7.8, 10.1.1).
         self.upgrade = upgrade.filter(|_| connection.upgrade && is_http11);
+        let has_body = !matches!(self.framing, Framing::None | Framing::Length(0));
         let counts_hops = matches!(self.method_kind, Method::Options | Method::Trace);
         for header in &self.headers {
             let value = header.value.of(bytes);
@@ -392,7 +393,7 @@ impl RequestHead {
                 Name::Expect if !value.eq_ignore_ascii_case(b"100-continue") => {
                     return Err(ErrorKind::Expectation.into());
                 }
-                Name::Expect => self.expect_continue = is_http11,
+                Name::Expect => self.expect_continue = is_http11 && has_body,
                 Name::MaxForwards if counts_hops => self.max_forwards = Some(max_forwards(value)?),
                 Name::Te => {
                     let mut codings = head::list(value);
