@@ -125,7 +125,7 @@ class Fleet:
         self.is_replacing = False
         for worker in self.workers.values():
             if worker.phase != DRAINING:
-                self._drain(worker, deadline_ms, now)
+                self._drain(worker, deadline_ms, now, closing=True)
 
     def kill(self) -> None:
         """Kill every worker; `on_exit` follows for each. A death is expected from now on."""
@@ -216,10 +216,11 @@ class Fleet:
                 self._spawn(lane, slot, now)
                 return
 
-    def _drain(self, worker: Child, deadline_ms: int, now: float) -> None:
+    def _drain(self, worker: Child, deadline_ms: int, now: float, *, closing: bool) -> None:
+        """Let a worker finish. *closing*: nobody accepts after it, so it takes all that come."""
         worker.phase = DRAINING
         worker.kill_at = now + deadline_ms / 1000 + DRAIN_SLACK_S
-        worker.send({"type": "drain", "deadline_ms": deadline_ms})
+        worker.send({"type": "drain", "deadline_ms": deadline_ms, "closing": closing})
 
     def _on_ready(self, worker: Child, _message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)
@@ -232,7 +233,7 @@ class Fleet:
         self.homes[lane] = worker.slot
         for old in self._active(lane):
             if old is not worker:
-                self._drain(old, self.holdings.settings.drain_ms, monotonic())
+                self._drain(old, self.holdings.settings.drain_ms, monotonic(), closing=False)
 
     def _on_applied(self, worker: Child, message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

@@ -41,8 +41,15 @@ def main(settings: bytes) -> NoReturn:
         from meshfast._core import run_worker
     except ImportError as error:
         _refuse(f"{EXTENSION} does not load: {error}; is the wheel for this platform installed?")
+    _name_process()
     gc.disable()
     os._exit(run_worker(settings))
+
+
+def _name_process() -> None:
+    """Show in ps and top what this process is (proc(5), `comm`: 15 bytes)."""
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("meshfast-worker")
 
 
 def _refuse(reason: str) -> NoReturn:

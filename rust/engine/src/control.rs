@@ -16,10 +16,14 @@ use crate::os;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Order {
-    /// Stop accepting and finish within the deadline.
+    /// Finish within the deadline.
     Drain {
         /// Milliseconds from now.
         deadline_ms: u64,
+        /// Nobody else will accept from the listening sockets: connections that still come are
+        /// taken until no more come, then the sockets are closed. Else others go on accepting.
+        #[serde(default)]
+        closing: bool,
     },
     /// A listening socket that came with the configuration; its descriptor follows.
     Listener {

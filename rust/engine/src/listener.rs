@@ -30,7 +30,8 @@ pub(crate) const ACCEPT_PAUSE_MS: u64 = 100;
 /// A listening socket and the part of the snapshot it serves.
 pub(crate) struct Listener {
     pub(crate) name: String,
-    socket: Acceptor,
+    /// Closed in the later part of a drain.
+    socket: Option<Acceptor>,
     local: Option<SocketAddr>,
     /// The newest generation that has this listener, and its place there.
     pub(crate) generation: Rc<Generation>,
@@ -94,7 +95,7 @@ impl Listener {
         let local = socket.local();
         let mut listener = Self {
             name,
-            socket,
+            socket: Some(socket),
             local,
             generation: Rc::clone(&generation),
             index: 0,
@@ -121,6 +122,10 @@ impl Listener {
             .is_some_and(|local| dial.reaches(&Address::Tcp(local)))
     }
 
+    pub(crate) fn close(&mut self) {
+        self.socket = None;
+    }
+
     fn protocol(&self) -> Protocol {
         self.generation.snapshot.listeners[self.index].protocol
     }
@@ -129,13 +134,16 @@ impl Listener {
 impl Worker {
     /// Puts every listener that should accept into the epoll set, and takes the others out.
     pub(crate) fn register_listeners(&mut self) -> io::Result<()> {
-        let accepting = !self.is_draining() && self.accept_paused_until_ms == 0;
+        let accepting = self.is_accepting();
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             let wanted = accepting && !listener.is_removed;
+            let Some(socket) = &listener.socket else {
+                continue;
+            };
             if wanted == listener.is_registered {
                 continue;
             }
-            let descriptor = listener.socket.descriptor();
+            let descriptor = socket.descriptor();
             if wanted {
                 os::add_shared(&self.poll, descriptor, listener_token(index))?;
             } else {
@@ -149,21 +157,40 @@ impl Worker {
     /// Connections wait at a listener.
     pub(crate) fn accept(&mut self, index: usize) {
         for _ in 0..ACCEPTS_PER_TURN {
-            let listener = &self.listeners[index];
-            if !listener.is_registered {
+            if !self.listeners[index].is_registered || !self.accept_one(index) {
                 return;
             }
-            if self.downstreams.len() >= self.connections_max {
-                return self.pause_accepting();
-            }
-            match listener.socket.accept() {
-                Ok((stream, peer)) => self.place(index, stream, peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_out_of_descriptors(&error) => return self.pause_accepting(),
-                // The connection died in the queue (accept(2)); the next one may be well.
-                Err(_) => {}
-            }
         }
+    }
+
+    /// Takes everything that waits at a listener.
+    pub(crate) fn accept_all(&mut self, index: usize) {
+        while self.listeners[index].is_registered && self.accept_one(index) {}
+    }
+
+    /// Accepts one connection; `false` when none waits or none may be taken.
+    fn accept_one(&mut self, index: usize) -> bool {
+        if self.downstreams.len() >= self.connections_max {
+            self.pause_accepting();
+            return false;
+        }
+        let Some(socket) = &self.listeners[index].socket else {
+            return false;
+        };
+        match socket.accept() {
+            Ok((stream, peer)) => {
+                self.accepted_now();
+                self.place(index, stream, peer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) if is_out_of_descriptors(&error) => {
+                self.pause_accepting();
+                return false;
+            }
+            // The connection died in the queue (accept(2)); the next one may be well.
+            Err(_) => {}
+        }
+        true
     }
 
     fn pause_accepting(&mut self) {

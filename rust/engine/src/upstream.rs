@@ -168,7 +168,7 @@ impl Worker {
 
     fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
         self.exchanges[exchange_id].stage = Stage::Connecting;
-        match self.open(dial, slot) {
+        match self.open_upstream(dial, slot) {
             Ok(upstream_id) => {
                 self.attach(exchange_id, upstream_id);
                 let deadline_ms = self.clock.now_ms() + dial.connect_timeout_ms;
@@ -181,7 +181,7 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, dial: &Dial, slot: Option<u32>) -> io::Result<usize> {
+    fn open_upstream(&mut self, dial: &Dial, slot: Option<u32>) -> io::Result<usize> {
         let mut stream = Stream::dial(dial)?;
         stream.tune();
         let entry = self.upstreams.vacant_entry();

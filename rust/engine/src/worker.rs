@@ -13,6 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,8 +50,24 @@ const SLEEP_MAX_MS: u64 = 60_000;
 /// ago may have its next request on the way, and gets `connection: close` with the answer instead.
 const DRAIN_IDLE_MS: u64 = 5_000;
 
-/// How often a draining worker looks whether it has finished, at most.
-const DRAIN_POLL_MS: u64 = 100;
+/// How often a draining worker looks whether it has finished, at least.
+const DRAIN_POLL_MS: u64 = 50;
+
+/// When the listening sockets are to be closed: callers that have not yet heard of it connect for a
+/// while. Accepting ends when none has come for this long,
+const QUIET_MS: u64 = 200;
+
+/// and at the latest after this long.
+const ACCEPTING_MAX_MS: u64 = 5_000;
+
+/// A drain under way. All times in ms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    until_ms: u64,
+    /// Accepting goes on until then; 0 when it is over.
+    accepting_until_ms: u64,
+    last_accept_ms: u64,
+}
 
 /// Another worker's inbox.
 pub(crate) struct Outbox {
@@ -93,9 +110,10 @@ pub(crate) struct Worker {
     pub(crate) resolving: HashMap<u64, (usize, u16)>,
     pub(crate) connections_max: usize,
     pub(crate) accept_paused_until_ms: u64,
-    /// When a drain must be over, in ms; 0 while serving.
-    drain_until_ms: u64,
+    drain: Option<Drain>,
     drain_default_ms: u64,
+    #[cfg(test)]
+    panic_in: Option<Key>,
 }
 
 /// Serves until drained. The number is the process's exit code: 0.
@@ -172,8 +190,10 @@ impl Worker {
             resolving: HashMap::new(),
             connections_max: connections_max(),
             accept_paused_until_ms: 0,
-            drain_until_ms: 0,
+            drain: None,
             drain_default_ms: settings.drain_ms,
+            #[cfg(test)]
+            panic_in: None,
         };
         worker.register_channels()?;
         Ok(worker)
@@ -192,27 +212,34 @@ impl Worker {
     }
 
     fn serve(&mut self) -> io::Result<()> {
+        self.open()?;
+        let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        while !self.step(&mut events, SLEEP_MAX_MS)? {}
+        self.share.line.state(State::Gone);
+        self.report(&Report::Drained);
+        Ok(())
+    }
+
+    fn open(&mut self) -> io::Result<()> {
         self.register_listeners()?;
         self.share.line.state(State::Serving);
         self.report(&Report::Ready);
         // Connections handed to an earlier worker of this slot wait in the inbox since before the
         // registration, which is edge-triggered.
         self.take_handed_over();
-        let mut events = Events::with_capacity(EVENTS_PER_TURN);
-        loop {
-            match self.poll.poll(&mut events, Some(self.sleep())) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            }
-            self.clock.tick();
-            self.turn(&events);
-            self.share.line.turn(self.clock.since_tick_us());
-            if self.is_draining() && self.drained() {
-                self.share.line.state(State::Gone);
-                self.report(&Report::Drained);
-                return Ok(());
-            }
+        Ok(())
+    }
+
+    /// Sleeps until something happens and does one turn; `true` when the worker has drained.
+    fn step(&mut self, events: &mut Events, sleep_max_ms: u64) -> io::Result<bool> {
+        match self.poll.poll(events, Some(self.sleep(sleep_max_ms))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            other => other?,
         }
+        self.clock.tick();
+        self.turn(events);
+        self.share.line.turn(self.clock.since_tick_us());
+        Ok(self.is_draining() && self.drained())
     }
 
     fn turn(&mut self, events: &Events) {
@@ -234,7 +261,7 @@ impl Worker {
         }
         self.work();
         while let Some(key) = self.timers.pop(self.clock.now_ms()) {
-            self.fire(key);
+            self.guarded(key, Self::fire);
         }
         self.work();
         self.resume_accepting();
@@ -247,15 +274,11 @@ impl Worker {
                 let Some(key) = self.to_drive.pop_front() else {
                     break;
                 };
-                self.drive(key);
+                self.guarded(key, Self::drive);
             }
             let mut flushing = std::mem::take(&mut self.to_flush);
             for key in flushing.drain(..) {
-                match key {
-                    Key::Downstream(id) => self.flush_downstream(id),
-                    Key::Upstream(id) => self.flush_upstream(id),
-                    Key::Exchange(_) => {}
-                }
+                self.guarded(key, Self::flush);
             }
             if self.to_flush.is_empty() {
                 self.to_flush = flushing;
@@ -267,6 +290,11 @@ impl Worker {
     }
 
     fn drive(&mut self, key: Key) {
+        #[cfg(test)]
+        if self.panic_in == Some(key) {
+            self.panic_in = None;
+            panic!("asked for by a test");
+        }
         match key {
             Key::Downstream(id) => {
                 if let Some(downstream) = self.downstreams.get_mut(id) {
@@ -281,6 +309,54 @@ impl Worker {
                 }
             }
             Key::Exchange(_) => {}
+        }
+    }
+
+    fn flush(&mut self, key: Key) {
+        match key {
+            Key::Downstream(id) => self.flush_downstream(id),
+            Key::Upstream(id) => self.flush_upstream(id),
+            Key::Exchange(_) => {}
+        }
+    }
+
+    /// Does one step of one session. A panic in it is a bug of ours: it ends the connections of that
+    /// exchange, is counted, and everything else goes on.
+    fn guarded(&mut self, key: Key, step: fn(&mut Self, Key)) {
+        let stepped = catch_unwind(AssertUnwindSafe(|| step(self, key)));
+        if stepped.is_err() {
+            self.rejected("panic");
+            self.abandon(key);
+        }
+    }
+
+    /// Gives back everything that hangs on a session, believing nothing of its state.
+    fn abandon(&mut self, key: Key) {
+        let exchange_id = match key {
+            Key::Downstream(id) => self.downstreams.get(id).and_then(|it| it.exchange),
+            Key::Upstream(id) => self.upstreams.get(id).and_then(|it| it.exchange),
+            Key::Exchange(id) => Some(id),
+        };
+        let named = exchange_id.and_then(|id| self.exchanges.get(id));
+        let (mut downstream_id, mut upstream_id) =
+            named.map_or((None, None), |it| (Some(it.downstream), it.upstream));
+        match key {
+            Key::Downstream(id) => downstream_id = Some(id),
+            Key::Upstream(id) => upstream_id = Some(id),
+            Key::Exchange(_) => {}
+        }
+        if let Some(exchange_id) = exchange_id.filter(|id| self.exchanges.contains(*id)) {
+            if let Some(slot) = self.exchanges[exchange_id].active_slot {
+                self.share.endpoints.request_finished(slot);
+            }
+            self.remove_exchange(exchange_id);
+        }
+        if let Some(id) = upstream_id.filter(|id| self.upstreams.contains(*id)) {
+            self.upstreams[id].exchange = None;
+            self.drop_upstream(id);
+        }
+        if let Some(id) = downstream_id.filter(|id| self.downstreams.contains(*id)) {
+            self.abort_downstream(id);
         }
     }
 
@@ -335,16 +411,12 @@ impl Worker {
         }
     }
 
-    fn sleep(&self) -> Duration {
+    fn sleep(&self, max_ms: u64) -> Duration {
         if !self.to_drive.is_empty() || !self.to_flush.is_empty() {
             return Duration::ZERO;
         }
         let now_ms = self.clock.now_ms();
-        let mut sleep_ms = self
-            .timers
-            .next_in(now_ms)
-            .unwrap_or(SLEEP_MAX_MS)
-            .min(SLEEP_MAX_MS);
+        let mut sleep_ms = self.timers.next_in(now_ms).unwrap_or(max_ms).min(max_ms);
         if self.is_draining() {
             sleep_ms = sleep_ms.min(DRAIN_POLL_MS);
         }
@@ -383,7 +455,7 @@ impl Worker {
                     Err(_) => self.rejected("control_message_not_understood"),
                 },
                 // The supervisor is dead: finish what is here and leave.
-                Ok(None) => return self.drain(self.drain_default_ms),
+                Ok(None) => return self.drain(self.drain_default_ms, true),
                 Err(_) => return,
             }
         }
@@ -391,7 +463,13 @@ impl Worker {
 
     fn obey(&mut self, order: Order, mut descriptors: Vec<OwnedFd>) {
         match (order, descriptors.pop()) {
-            (Order::Drain { deadline_ms }, _) => self.drain(deadline_ms),
+            (
+                Order::Drain {
+                    deadline_ms,
+                    closing,
+                },
+                _,
+            ) => self.drain(deadline_ms, closing),
             (Order::Listener { name }, Some(socket)) => {
                 let known = self.listeners.iter().any(|listener| listener.name == name);
                 let generation = Rc::clone(&self.generation);
@@ -467,14 +545,41 @@ impl Worker {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.drain_until_ms != 0
+        self.drain.is_some()
     }
 
-    fn drain(&mut self, deadline_ms: u64) {
-        let until_ms = self.clock.now_ms() + deadline_ms;
-        if self.drain_until_ms == 0 || until_ms < self.drain_until_ms {
-            self.drain_until_ms = until_ms;
+    /// Whether connections are accepted now: always but in the later part of a drain.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.accept_paused_until_ms == 0
+            && self.drain.is_none_or(|drain| drain.accepting_until_ms != 0)
+    }
+
+    pub(crate) fn accepted_now(&mut self) {
+        if let Some(drain) = &mut self.drain {
+            drain.last_accept_ms = self.clock.now_ms();
         }
+    }
+
+    fn drain(&mut self, deadline_ms: u64, closing: bool) {
+        let now_ms = self.clock.now_ms();
+        let accepting_ms = if closing {
+            ACCEPTING_MAX_MS.min(deadline_ms / 2)
+        } else {
+            0
+        };
+        let wanted = Drain {
+            until_ms: now_ms + deadline_ms,
+            accepting_until_ms: if accepting_ms == 0 {
+                0
+            } else {
+                now_ms + accepting_ms
+            },
+            last_accept_ms: now_ms,
+        };
+        // A second drain may shorten the first, never lengthen it.
+        let drain = self.drain.get_or_insert(wanted);
+        drain.until_ms = drain.until_ms.min(wanted.until_ms);
+        drain.accepting_until_ms = drain.accepting_until_ms.min(wanted.accepting_until_ms);
         self.share.line.state(State::Draining);
         self.reregister();
         self.take_handed_over();
@@ -483,10 +588,20 @@ impl Worker {
     /// Whether a draining worker has finished; closes what need not or must not be waited for.
     fn drained(&mut self) -> bool {
         let now_ms = self.clock.now_ms();
-        if now_ms >= self.drain_until_ms {
+        let Some(drain) = self.drain else {
+            return false;
+        };
+        if now_ms >= drain.until_ms {
             return true;
         }
-        let patience_ms = DRAIN_IDLE_MS.min((self.drain_until_ms - now_ms) / 2);
+        if drain.accepting_until_ms != 0 {
+            let is_quiet = now_ms - drain.last_accept_ms >= QUIET_MS;
+            if !is_quiet && now_ms < drain.accepting_until_ms {
+                return false;
+            }
+            self.close_listeners();
+        }
+        let patience_ms = DRAIN_IDLE_MS.min((drain.until_ms - now_ms) / 2);
         let idle: Vec<usize> = self
             .downstreams
             .iter()
@@ -498,6 +613,20 @@ impl Worker {
         }
         self.work();
         self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| it.exchange.is_none())
+    }
+
+    /// Takes what has connected so far and closes this worker's ends of the listening sockets.
+    fn close_listeners(&mut self) {
+        for index in 0..self.listeners.len() {
+            self.accept_all(index);
+        }
+        if let Some(drain) = &mut self.drain {
+            drain.accepting_until_ms = 0;
+        }
+        self.reregister();
+        for listener in &mut self.listeners {
+            listener.close();
+        }
     }
 }
 
@@ -563,3 +692,6 @@ fn load(blob: &OwnedFd, expected: u64) -> io::Result<Rc<Generation>> {
 fn connections_max() -> usize {
     (os::descriptor_limit() / 2).saturating_sub(32).max(16)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! A whole worker in the test's own thread, between loopback sockets that the test drives.
+//!
+//! The worker is stepped by hand, so that every test sees a state, not a moment.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixDatagram;
+
+/// A worker with one HTTP listener in front of `origin`.
+struct Bench {
+    worker: Worker,
+    events: Events,
+    address: SocketAddr,
+    memory: SharedMemory,
+    /// The other ends of its channels, held open.
+    _far: Vec<UnixDatagram>,
+}
+
+impl Bench {
+    fn new(origin: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let document = format!(
+            r#"{{"version":1,"generation":1,"workload":{{"name":"edge","namespace":"default",
+            "app":"edge","revision":"latest","principal":""}},"listeners":[{{"name":"front",
+            "direction":"gateway","protocol":"HTTP","forward_proxy":false,"virtual_hosts":[{{
+            "name":"all","domains":["*"],"routes":[{{"name":"r","matches":[],"timeout_ms":null,
+            "destinations":[{{"cluster":"c","weight":1}}]}}]}}],"tcp_routes":[]}}],
+            "clusters":[{{"name":"c","service":{{"host":"c","name":"c","namespace":"default"}},
+            "subset":"","balancer":"LEAST_REQUEST","connect_timeout_ms":1000,
+            "idle_timeout_ms":3000,"endpoints":[{{"slot":5,"address":"{origin}","weight":1,
+            "workload":{{"name":"c","namespace":"default","app":"c","revision":"v1",
+            "principal":""}}}}]}}]}}"#
+        );
+        let blob = Snapshot::from_document(document.as_bytes())
+            .unwrap()
+            .encode();
+        let memory = SharedMemory::create(2).unwrap();
+        let shared = SharedMemory::open(memory.descriptor()).unwrap();
+        let mut far = Vec::new();
+        let mut channel = || {
+            let (near, other) = UnixDatagram::pair().unwrap();
+            far.push(other);
+            near.into_raw_fd()
+        };
+        let settings = format!(
+            r#"{{"version":1,"slot":0,"worker_slots":2,"shared_memory_fd":{},"snapshot_fd":{},
+            "generation":1,"control_fd":{},"listeners":[{{"name":"front","fd":{}}}],
+            "inbox_fd":{},"outboxes":[],"resolver_fd":{},"log_level":"info"}}"#,
+            shared
+                .descriptor()
+                .try_clone_to_owned()
+                .unwrap()
+                .into_raw_fd(),
+            blob_file(&blob).into_raw_fd(),
+            channel(),
+            listener.into_raw_fd(),
+            channel(),
+            channel(),
+        );
+        let settings = Settings::parse(settings.as_bytes()).unwrap();
+        let mut worker = Worker::boot(settings).unwrap();
+        worker.open().unwrap();
+        let events = Events::with_capacity(64);
+        Self {
+            worker,
+            events,
+            address,
+            memory,
+            _far: far,
+        }
+    }
+
+    /// Steps until `done` says so, a second at most.
+    fn until(&mut self, what: &str, done: impl Fn(&Worker) -> bool) {
+        for _ in 0..100 {
+            if done(&self.worker) {
+                return;
+            }
+            self.worker.step(&mut self.events, 10).unwrap();
+        }
+        panic!("never: {what}");
+    }
+}
+
+fn blob_file(blob: &[u8]) -> File {
+    let path = std::env::temp_dir().join(format!(
+        "meshfast-test-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    std::fs::write(&path, blob).unwrap();
+    let file = File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn an_exchange_names_its_sessions_and_they_name_it() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::new(origin.local_addr().unwrap());
+    let mut client = TcpStream::connect(bench.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    bench.until("the request is sent", |worker| {
+        worker
+            .exchanges
+            .iter()
+            .any(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
+    });
+    let (id, exchange) = bench.worker.exchanges.iter().next().unwrap();
+    let upstream = exchange.upstream.unwrap();
+    assert_eq!(
+        bench.worker.downstreams[exchange.downstream].exchange,
+        Some(id)
+    );
+    assert_eq!(bench.worker.upstreams[upstream].exchange, Some(id));
+    assert_eq!(exchange.active_slot, Some(5));
+    assert_eq!(bench.memory.endpoints()[0].active, 1);
+
+    let (mut served, _) = origin.accept().unwrap();
+    served
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .unwrap();
+    bench.until("the exchange is over", |worker| worker.exchanges.is_empty());
+    assert_eq!(bench.memory.endpoints()[0].active, 0);
+    assert!(
+        bench
+            .worker
+            .downstreams
+            .iter()
+            .all(|(_, it)| it.exchange.is_none())
+    );
+    assert_eq!(
+        bench.worker.upstreams.len(),
+        1,
+        "the upstream waits in the pool"
+    );
+    let log = String::from_utf8(bench.memory.drain_access_log(100_000)).unwrap();
+    assert_eq!(log.lines().count(), 1);
+}
+
+#[test]
+fn a_panic_ends_one_connection_and_no_other() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::new(origin.local_addr().unwrap());
+    let mut victim = TcpStream::connect(bench.address).unwrap();
+    let mut other = TcpStream::connect(bench.address).unwrap();
+    victim.write_all(REQUEST).unwrap();
+    other.write_all(REQUEST).unwrap();
+    bench.until("both requests are sent", |worker| {
+        worker
+            .exchanges
+            .iter()
+            .filter(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
+            .count()
+            == 2
+    });
+    let (_, exchange) = bench
+        .worker
+        .exchanges
+        .iter()
+        .find(|(_, it)| {
+            let peer = bench.worker.downstreams[it.downstream].peer;
+            peer.socket() == victim.local_addr().ok()
+        })
+        .unwrap();
+    bench.worker.panic_in = Some(Key::Downstream(exchange.downstream));
+    bench.worker.queue(Key::Downstream(exchange.downstream));
+    bench.until("the victim is gone", |worker| worker.exchanges.len() == 1);
+    assert_eq!(bench.memory.endpoints()[0].active, 1);
+    assert!(
+        victim.read(&mut [0; 16]).is_err(),
+        "a reset, not an end that looks like an answer"
+    );
+
+    for _ in 0..2 {
+        let (mut served, _) = origin.accept().unwrap();
+        let _ = served.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        std::mem::forget(served);
+    }
+    bench.until("the other is answered", |worker| {
+        worker.exchanges.is_empty()
+    });
+    let mut answer = [0; 12];
+    other.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let rejected = bench
+        .memory
+        .series()
+        .into_iter()
+        .find_map(|series| match series {
+            crate::shared::SeriesTotals::Rejected(reason, count) => Some((reason, count)),
+            _ => None,
+        });
+    assert_eq!(rejected, Some(("panic".to_owned(), 1)));
+}
