@@ -19,9 +19,12 @@ use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
 /// Lines for endpoints in shared memory.
 const ENDPOINT_SLOTS: u32 = 4096;
 
-/// Checks and compiles a document.
-pub(crate) fn compile(document: Document) -> Result<Snapshot, Error> {
-    let mut compiler = Compiler::default();
+/// Checks and compiles a document; patterns that `earlier` has are taken from there.
+pub(crate) fn compile(document: Document, earlier: Option<&Patterns>) -> Result<Snapshot, Error> {
+    let mut compiler = Compiler {
+        earlier,
+        ..Compiler::default()
+    };
     if document.version != document::VERSION {
         let text = format!("{} is not {}", document.version, document::VERSION);
         compiler.problems.report_member("version", text);
@@ -47,20 +50,22 @@ pub(crate) fn compile(document: Document) -> Result<Snapshot, Error> {
         workload: document.workload,
         listeners,
         clusters,
+        patterns: compiler.patterns,
     }))
 }
 
 #[derive(Default)]
-struct Compiler {
+struct Compiler<'e> {
     problems: Problems,
     patterns: Patterns,
+    earlier: Option<&'e Patterns>,
     /// Index of each cluster by name; of clusters with one name, the first.
     clusters: HashMap<String, usize>,
     /// Endpoint slots that were seen.
     slots: HashSet<u32>,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     /// Compiles every item of a list, with the path at the item. An item without a result has
     /// been reported, so that a shortened list never reaches a snapshot.
     fn each<T, U>(
@@ -294,7 +299,7 @@ impl Compiler {
             document::StringMatch::Exact(text) => StringMatch::Exact(text),
             document::StringMatch::Prefix(text) => StringMatch::Prefix(text),
             document::StringMatch::Present(_) => StringMatch::Present,
-            document::StringMatch::Regex(text) => match self.patterns.compile(text) {
+            document::StringMatch::Regex(text) => match self.patterns.compile(text, self.earlier) {
                 Ok(pattern) => StringMatch::Regex(pattern),
                 Err(error) => {
                     let mark = self.problems.enter_member(member);

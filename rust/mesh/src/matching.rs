@@ -178,32 +178,39 @@ pub(crate) struct Pattern {
 }
 
 /// The patterns of one snapshot; each distinct one is compiled once and shared.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Patterns {
     compiled: HashMap<String, Regex>,
 }
 
 impl Patterns {
-    /// Compiles a pattern; the error says what is wrong with it.
-    pub(crate) fn compile(&mut self, text: String) -> Result<Pattern, String> {
-        if let Some(regex) = self.compiled.get(&text) {
-            return Ok(Pattern {
-                regex: regex.clone(),
-                text,
-            });
-        }
-        if text.len() > PATTERN_BYTES_MAX {
-            return Err(format!(
-                "a regular expression has at most {PATTERN_BYTES_MAX} bytes"
-            ));
-        }
-        // Alone first: `a)|(b` is no expression, but would become one inside the anchors.
-        let (_, unicode) = build(&text)?;
-        let regex =
-            build_with(&format!("^(?:{text})$"), unicode).map_err(|error| reason(&error))?;
-        self.compiled.insert(text.clone(), regex.clone());
+    /// Compiles a pattern, or takes it from `earlier` ones; the error says what is wrong with it.
+    pub(crate) fn compile(
+        &mut self,
+        text: String,
+        earlier: Option<&Self>,
+    ) -> Result<Pattern, String> {
+        let known = self
+            .compiled
+            .get(&text)
+            .or_else(|| earlier?.compiled.get(&text));
+        let regex = known.map_or_else(|| compile(&text), |regex| Ok(regex.clone()))?;
+        self.compiled
+            .entry(text.clone())
+            .or_insert_with(|| regex.clone());
         Ok(Pattern { text, regex })
     }
+}
+
+fn compile(text: &str) -> Result<Regex, String> {
+    if text.len() > PATTERN_BYTES_MAX {
+        return Err(format!(
+            "a regular expression has at most {PATTERN_BYTES_MAX} bytes"
+        ));
+    }
+    // Alone first: `a)|(b` is no expression, but would become one inside the anchors.
+    let (_, unicode) = build(text)?;
+    build_with(&format!("^(?:{text})$"), unicode).map_err(|error| reason(&error))
 }
 
 /// Compiles for bytes; with Unicode only when the pattern cannot be read without it.

@@ -5,7 +5,7 @@ use super::{Match, NamedMatch, Patterns, StringMatch};
 use crate::example::Get;
 
 fn regex(text: &str) -> StringMatch {
-    StringMatch::Regex(Patterns::default().compile(text.to_owned()).unwrap())
+    StringMatch::Regex(Patterns::default().compile(text.to_owned(), None).unwrap())
 }
 
 fn exact(text: &str) -> StringMatch {
@@ -246,7 +246,11 @@ fn regex_classes_are_ascii_as_in_re2() {
 
 #[test]
 fn refuses_patterns_that_are_not_whole_or_too_large() {
-    let compile = |text: &str| Patterns::default().compile(text.to_owned()).map(|_| ());
+    let compile = |text: &str| {
+        Patterns::default()
+            .compile(text.to_owned(), None)
+            .map(|_| ())
+    };
     for pattern in [
         "a)|(b",
         "(",
@@ -274,11 +278,14 @@ fn refuses_patterns_that_are_not_whole_or_too_large() {
 }
 
 #[test]
-fn one_pattern_is_compiled_once() {
-    let mut patterns = Patterns::default();
-    for _ in 0..3 {
-        patterns.compile("a+".to_owned()).unwrap();
+fn one_pattern_is_compiled_once_and_kept_only_while_used() {
+    let mut earlier = Patterns::default();
+    for text in ["a+", "a+", "b+"] {
+        earlier.compile(text.to_owned(), None).unwrap();
     }
-    patterns.compile("b+".to_owned()).unwrap();
-    assert_eq!(patterns.compiled.len(), 2);
+    assert_eq!(earlier.compiled.len(), 2);
+    let mut later = Patterns::default();
+    let pattern = later.compile("a+".to_owned(), Some(&earlier)).unwrap();
+    assert!(StringMatch::Regex(pattern).matches(b"aa"));
+    assert_eq!(later.compiled.keys().collect::<Vec<_>>(), ["a+"]);
 }

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::Snapshot;
 use crate::address::Address;
 use crate::error::{BlobError, Error};
-use crate::example;
+use crate::example::{self, Get};
+use crate::random::Random;
 
 fn problems(document: &Value) -> Vec<String> {
     match Snapshot::from_document(document.to_string().as_bytes()) {
@@ -206,6 +207,27 @@ fn refuses_a_damaged_blob() {
     assert_eq!(
         Snapshot::decode(&blob[..10]).unwrap_err().to_string(),
         "snapshot blob: shorter than its header"
+    );
+}
+
+#[test]
+fn the_next_snapshot_says_the_same_as_one_of_its_own() {
+    let mut document = example::document();
+    let first = example::snapshot(&document);
+    document["generation"] = json!(2);
+    let route = &mut document["listeners"][0]["virtual_hosts"][0]["routes"][0];
+    route["matches"][0]["uri"] = json!({"regex": "/v[0-9]"});
+    let blob = example::snapshot(&document).encode();
+    let next = first.decode_next(&blob).unwrap();
+    assert_eq!(document_of(&next), document);
+    let mut request = Get::new("a.example.com", "/v1").with("x-user", "ann");
+    let choose = |request: &Get| next.route(0, request, &mut Random::new(1)).unwrap().route;
+    assert_eq!(choose(&request), "default/web/0");
+    request.headers[0].1 = "bob";
+    assert_eq!(choose(&request), "default/web/1");
+    assert_eq!(
+        first.decode_next(&blob[1..]).unwrap_err(),
+        Error::Blob(BlobError::Magic)
     );
 }
 
