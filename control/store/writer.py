@@ -387,11 +387,11 @@ class Writer:
         return self._write(tuple(Delete(key) for (key,) in keys))
 
     def _compact(self, through: Revision) -> None:
+        (compacted,) = self._connection.execute("SELECT compacted FROM state").fetchone()
+        if through.n < compacted:  # first: the epochs of what is gone are gone as well
+            raise CompactedError(f"the history before n = {compacted} is gone already")
         if not contains(self._connection, through):
             raise UnknownRevisionError(f"{through} is not a revision of this store")
-        (compacted,) = self._connection.execute("SELECT compacted FROM state").fetchone()
-        if through.n < compacted:
-            raise CompactedError(f"the history before n = {compacted} is gone already")
         self._connection.execute("UPDATE state SET compacted = ?", (through.n,))
         self._connection.execute(FORGET, {"through": through.n})
         self._connection.execute(FORGET_EPOCHS, {"through": through.n})

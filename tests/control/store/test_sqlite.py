@@ -1,11 +1,14 @@
 """The embedded store keeps the contract."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
 
 from meshfast.control.store import SqliteStore, Store
 from tests.control.store.contract import LIMITS, Harness, StoreContract
+from tests.control.store.model import ModelledStore
 
 STEP_MS = 500  # below STALL_MS: time that passes while the store runs
 
@@ -43,3 +46,20 @@ class TestSqlite(StoreContract):
 def test_is_a_store(tmp_path: Path) -> None:
     store: Store = SqliteStore(tmp_path / "store")
     store.close()
+
+
+class ModelledSqlite(ModelledStore):
+    """The randomised part of the contract over the embedded store."""
+
+    def __init__(self) -> None:
+        self.directory = TemporaryDirectory()
+        self.harness = SqliteHarness(Path(self.directory.name) / "store")
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.directory.cleanup()
+
+
+TestModelledSqlite = ModelledSqlite.TestCase
+TestModelledSqlite.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
