@@ -212,7 +212,7 @@ impl Worker {
                 let descriptor = stream.into_descriptor();
                 let name = self.listeners[index].name.as_bytes();
                 if outbox.channel.send(name, &[descriptor.as_raw_fd()]).is_ok() {
-                    self.share.line.connection_handed_over();
+                    self.share.line.handed_over_to(outbox.slot);
                     return;
                 }
                 if let Ok(stream) = Stream::from_descriptor(descriptor) {
@@ -230,6 +230,7 @@ impl Worker {
                 .listeners
                 .iter()
                 .position(|listener| listener.name.as_bytes() == message.bytes.as_slice());
+            self.share.line.taken_from_inbox();
             let Some(index) = named else { continue };
             for descriptor in message.descriptors {
                 if let Ok(stream) = Stream::from_descriptor(descriptor) {

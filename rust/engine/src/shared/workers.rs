@@ -80,6 +80,10 @@ enum Word {
     LoopTurnMax,
     AccessLogDropped,
     SeriesOverflow,
+    /// Connections in the worker's inbox: the one word of a line that others write too, by atomic
+    /// addition. It outlives the worker, as the inbox does. Read as signed: a receiver may be faster
+    /// than the sender's count.
+    InboxWaiting,
 }
 
 /// A worker's own line, for writing.
@@ -120,11 +124,6 @@ impl WorkerLine {
         self.subtract(Word::Connections, 1);
     }
 
-    /// The connection counts as accepted by the worker that got it, not by this one.
-    pub(crate) fn connection_handed_over(&self) {
-        self.add(Word::HandedOver, 1);
-    }
-
     pub(crate) fn exchange_opened(&self) {
         self.add(Word::Exchanges, 1);
     }
@@ -148,11 +147,27 @@ impl WorkerLine {
         self.add(Word::SeriesOverflow, 1);
     }
 
-    /// Connections of another worker, or `None` when it does not accept.
+    /// Connections of another worker, those on their way to it included, or `None` when it does not
+    /// accept.
     pub(crate) fn load_of(&self, slot: u32) -> Option<u64> {
         let state = word(&self.memory, slot, Word::State).load(Relaxed);
-        (state == State::Serving as u64)
-            .then(|| word(&self.memory, slot, Word::Connections).load(Relaxed))
+        if state != State::Serving as u64 {
+            return None;
+        }
+        let waiting = word(&self.memory, slot, Word::InboxWaiting).load(Relaxed);
+        let connections = word(&self.memory, slot, Word::Connections).load(Relaxed);
+        Some(connections.saturating_add_signed(waiting as i64))
+    }
+
+    /// A connection has left for another worker's inbox.
+    pub(crate) fn handed_over_to(&self, slot: u32) {
+        self.add(Word::HandedOver, 1);
+        word(&self.memory, slot, Word::InboxWaiting).fetch_add(1, Relaxed);
+    }
+
+    /// A connection has been taken from this worker's inbox.
+    pub(crate) fn taken_from_inbox(&self) {
+        self.word(Word::InboxWaiting).fetch_sub(1, Relaxed);
     }
 
     /// One writer per line: a plain load and store, no locked instruction.
