@@ -26,6 +26,7 @@ __all__ = ["app", "main"]
 # Command → module, and the attribute of that name in it.
 COMMANDS = {
     "completion": "meshfast.cli.completion",
+    "demo": "meshfast.cli.demo",
     "proxy": "meshfast.cli.proxy",
     "schema": "meshfast.cli.schema",
     "version": "meshfast.cli.version",
