@@ -7,6 +7,7 @@
     access_log  shared memory -> stdout, stderr or a file
     resolver    host names for workers and for the configuration
     publisher   reload: compile, bind, publish; DNS answers that changed
+    compilation one run of the compiler
     compiler    a short-lived process that compiles, so that its memory is not kept
     log         the agent's own log lines
 

@@ -3,15 +3,18 @@
 Compiling loads the YAML and validation libraries and holds whole documents: 7 MB and more that the
 agent would keep for ever, and time in which it would drain no logs. So the agent starts this.
 
-    fd 0  request, JSON: {"source": {…}, "generation": 2, "hosts": {"name": ["address"]}}
+    fd 0  request, JSON: {"source": {…}, "generation": 2, "hosts": {"name": ["address"]},
+          "kept": false}
     fd 1  response, JSON: {"problems": ["file:line:column: …"]}, or
-          {"changed": true, "listeners": {"name": "address"}, "hosts": {…}}
+          {"changed": "endpoints", "listeners": {"name": "address"}, "hosts": {…}}
     fd 3  the blob of the snapshot that workers run
     fd 4  the new blob, written here
+    fd 5  the configuration file: a copy to compile (`kept`), or where to put one
 
 `hosts` of a request are answers that the agent already has; a name that is not among them is looked
 up here, 5 s at most, and 20 s for all of them. A name that does not resolve has no endpoints; it
-comes back with an empty list. `changed` says whether anything but the generation differs.
+comes back with an empty list. `changed` is `nothing`, `endpoints` or `more`: what differs from the
+running snapshot, besides the generation.
 
 Invariant: endpoints that both snapshots have keep their slots, because the allocator starts from
 the running snapshot. The agent asks only when every worker runs it.
@@ -21,6 +24,7 @@ Tests: tests/agent/test_reload.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -33,15 +37,18 @@ from typing import Any, Protocol
 import msgspec
 
 from meshfast.agent.resolver import look_up
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, Problem
 from meshfast.policy import SlotAllocator, Source, compile_source
 from meshfast.policy.document import Document, decode_document
+from meshfast.resources.nodes import FILE_BYTES_MAX
 
-__all__ = ["LIFE_S", "compile_request", "main"]
+__all__ = ["LIFE_S", "main"]
 
 LIFE_S = 30
 LOOKUP_S = 5.0
 LOOKUPS_S = 20.0
+COPY_FD = 5
+COPY = f"/proc/self/fd/{COPY_FD}"
 
 
 class Snapshots(Protocol):
@@ -60,41 +67,68 @@ def main(snapshots: Snapshots | None = None) -> int:
 
         snapshots = _core.Snapshot
     running = decode_document(snapshots.describe(_read(3)).encode())
-    response, blob = compile_request(json.loads(_read(0)), running, snapshots)
-    _write(4, blob)
+    response = _compile(json.loads(_read(0)), running, snapshots)
     _write(1, json.dumps(response).encode())
     return 0
 
 
-def compile_request(
-    request: dict[str, Any], running: Document, snapshots: Snapshots
-) -> tuple[dict[str, Any], bytes]:
-    """Return the response and the blob; the blob is empty when the configuration is refused."""
+def _compile(request: dict[str, Any], running: Document, snapshots: Snapshots) -> dict[str, Any]:
+    """Return the response; the blob is written when the configuration is not refused."""
     hosts = _Hosts(request["hosts"])
+    source = msgspec.convert(request["source"], Source)
     try:
         encoded = compile_source(
-            msgspec.convert(request["source"], Source),
+            _source_of_copy(source, request["kept"]),
             generation=request["generation"],
             allocator=SlotAllocator.from_document(running),
             resolve=hosts.resolve,
         )
-        blob = snapshots.build(encoded)
+        _write(4, snapshots.build(encoded))
     except ConfigError as error:
-        return {"problems": [str(problem) for problem in error.problems]}, b""
+        return {"problems": [_text(problem, source) for problem in error.problems]}
     document = decode_document(encoded)
-    response = {
-        "changed": _comparable(document) != _comparable(running),
+    return {
+        "changed": _difference(document, running),
         "hosts": hosts.used,
         "listeners": {listener.name: listener.address for listener in document.listeners},
     }
-    return response, blob
 
 
-def _comparable(document: Document) -> Document:
+def _source_of_copy(source: Source, kept: bool) -> Source:
+    """The same source with the copy as its file; as it is when the file cannot be read."""
+    if source.config_path is None:
+        return source
+    if not kept:
+        try:
+            with open(source.config_path, "rb") as file:
+                _write(COPY_FD, file.read(FILE_BYTES_MAX + 1))
+        except OSError:
+            return source  # the loader says why, in its own words
+    return msgspec.structs.replace(source, config_path=COPY)
+
+
+def _text(problem: Problem, source: Source) -> str:
+    """The problem under the name of the file that operators know."""
+    if problem.file == COPY and source.config_path is not None:
+        problem = dataclasses.replace(problem, file=source.config_path)
+    return str(problem)
+
+
+def _difference(new: Document, running: Document) -> str:
+    if _comparable(new, endpoints=False) != _comparable(running, endpoints=False):
+        return "more"
+    same = _comparable(new, endpoints=True) == _comparable(running, endpoints=True)
+    return "nothing" if same else "endpoints"
+
+
+def _comparable(document: Document, *, endpoints: bool) -> Document:
     """The document without its generation, and without the order in which DNS gave addresses."""
     clusters = tuple(
         msgspec.structs.replace(
-            cluster, endpoints=tuple(sorted(cluster.endpoints, key=lambda endpoint: endpoint.slot))
+            cluster,
+            endpoints=tuple(sorted(cluster.endpoints, key=lambda endpoint: endpoint.slot))
+            if endpoints
+            else (),
         )
         for cluster in document.clusters
     )

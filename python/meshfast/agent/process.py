@@ -20,10 +20,11 @@ import socket
 
 from meshfast.agent.access_log import AccessLog
 from meshfast.agent.channel import Channel
+from meshfast.agent.compilation import COMPILER
 from meshfast.agent.http import Response, Server
 from meshfast.agent.log import Log
 from meshfast.agent.loop import READ, Loop
-from meshfast.agent.publisher import COMPILER, Publisher
+from meshfast.agent.publisher import Publisher
 from meshfast.agent.resolver import Resolver, WorkerQuestions, look_up
 from meshfast.agent.settings import Settings
 from meshfast.telemetry.exposition import negotiate, write
@@ -129,7 +130,7 @@ class Agent:
             self._state = "draining"
             self._publisher.stop()
         elif kind == "reload":
-            self._publisher.request("reload")
+            self._publisher.reload()
         elif kind == "reopen":
             self._access_log.reopen()
         elif kind == "serving":

@@ -12,26 +12,25 @@ Invariants:
 1. One snapshot is on its way at a time; what is asked for meanwhile is done once, afterwards.
 2. A compilation begins when every worker serves from the last snapshot and none holds an older
    one: only then may slots of endpoints that went away be given to others.
-3. An address of the configuration that does not resolve keeps its last good answer, for ever.
-4. A snapshot is published in a sealed memfd; nobody can change it under a worker.
+3. A name of the configuration that does not resolve keeps its last good addresses, for ever.
+4. A changed DNS answer changes endpoints only: an edited file waits for its SIGHUP, because names
+   are compiled with a copy of the file that was loaded last.
+5. A snapshot is published in a sealed memfd; nobody can change it under a worker.
 
 Tests: tests/agent/test_reload.py.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import signal
-import sys
 
-from meshfast.agent.loop import READ
+from meshfast.agent.compilation import COMPILER, Compilation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from meshfast.agent.channel import Message
     from meshfast.agent.log import Log
@@ -47,16 +46,14 @@ if TYPE_CHECKING:
         def send(self, message: Message, fds: Sequence[int] = ()) -> None: ...
 
 
-__all__ = ["COMPILER", "Publisher"]
+__all__ = ["Publisher"]
 
-COMPILER = (sys.executable, "-I", "-m", "meshfast.agent.compiler")
+RELOAD = "reload"  # an operator asked
+NAMES = "names"  # DNS answers changed, or are not known yet
 
-COMPILE_S = 35.0  # the compiler ends itself after 30 s
 BIND_S = 10.0
-SLOW_S = 30.0  # a worker that has not applied a snapshot by then is worth a warning
+SLOW_S = 30.0  # a worker that does not take a snapshot for so long is worth a warning
 LEAVING_POLL_S = 0.05
-
-_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Publisher:
@@ -85,24 +82,21 @@ class Publisher:
         self._describe = describe
         self._compiler = compiler
         self._snapshot_fd = settings.snapshot_fd
+        self._kept_fd: int | None = None  # the configuration file as it was loaded last
         self._listeners = set(settings.bound)
         self._hosts: dict[str, list[str]] | None = None  # not known before the first compilation
+        self._answers: dict[str, list[str]] = {}  # the last good ones
         self._attempt: _Attempt | None = None
-        self._wanted: str | None = None
+        self._reload_wanted = False
         self._watchdog: Timer | None = None
         self._stopped = False
         self._take_over(settings.snapshot_fd)
         if settings.source:
             self._loop.call_later(settings.dns_refresh_s, self._refresh)
 
-    def request(self, reason: str) -> None:
-        """Compile and publish, now or after what is on its way; `reload` outranks `names`."""
-        if self._stopped or not self._settings.source:
-            self._log.warning("reload ignored", reason=reason)
-        elif self._attempt is not None:
-            self._wanted = "reload" if "reload" in (reason, self._wanted) else reason
-        else:
-            self._begin(reason)
+    def reload(self) -> None:
+        """Load the source again, now or after what is on its way."""
+        self._request(RELOAD)
 
     def stop(self) -> None:
         """Publish nothing more: the sidecar is draining."""
@@ -120,23 +114,34 @@ class Publisher:
             self._listeners.add(str(name))
         else:
             attempt.problems.append(f"{name}: cannot be bound: {error}")
-        if not attempt.unbound:
-            self._publish_or_refuse(attempt)
+        if attempt.unbound:
+            return
+        if attempt.problems:
+            self._refuse(attempt)
+        else:
+            self._publish(attempt)
 
     def on_applied(self, message: Message) -> None:
-        """Count the reload when every worker runs the snapshot, then wait for old ones to go."""
+        """Count the reload when every worker serves from the snapshot."""
         attempt = self._attempt
-        if attempt is None or not attempt.published:
-            return
-        if message.get("generation") == attempt.generation and not attempt.applied:
-            attempt.applied = True
-            self._succeed(attempt)
+        if attempt is not None and attempt.blob_fd >= 0:
+            generation = message.get("generation")
+            if isinstance(generation, int) and generation >= attempt.generation:
+                self._succeed(attempt)
 
-    # leaving and compiling
+    def _request(self, reason: str) -> None:
+        if self._stopped or not self._settings.source:
+            self._log.warning("reload ignored", reason=reason, draining=self._stopped)
+        elif self._attempt is not None:
+            self._reload_wanted = True  # names are only asked for when nothing is on its way
+        else:
+            self._begin(reason)
+
+    # leaving: older snapshots
 
     def _begin(self, reason: str) -> None:
         attempt = self._attempt = _Attempt(reason, self._facts.generation + 1)
-        self._watch_over(SLOW_S, lambda: self._on_slow(attempt))
+        self._watch_over(SLOW_S, self._on_slow)
         self._compile_when_left(attempt)
 
     def _compile_when_left(self, attempt: _Attempt) -> None:
@@ -151,90 +156,93 @@ class Publisher:
         else:
             self._compile(attempt)
 
+    def _on_slow(self) -> None:
+        self._log.warning(
+            "a worker still serves from an older snapshot", generation=self._facts.generation
+        )
+        self._watch_over(SLOW_S, self._on_slow)
+
+    # compiling
+
     def _compile(self, attempt: _Attempt) -> None:
         self._watch_over(0, None)
         request = {
             "generation": attempt.generation,
-            "hosts": self._hosts or {},
+            "hosts": self._answers,
             "source": self._settings.source,
         }
-        os.write(attempt.request_fd, json.dumps(request).encode())
-        pid = _spawn(self._compiler, attempt, self._snapshot_fd)
-        pidfd = os.pidfd_open(pid)
-        watchdog = self._loop.call_later(COMPILE_S, lambda: os.kill(pid, signal.SIGKILL))
+        kept_fd = self._kept_fd if attempt.reason == NAMES else None
+        run = Compilation(request, self._snapshot_fd, kept_fd)
+        run.run(self._loop, self._compiler, lambda: self._on_compiled(attempt, run))
 
-        def on_exit(_ready: int) -> None:
-            watchdog.cancel()
-            self._loop.watch(pidfd, 0, on_exit)
-            os.close(pidfd)
-            self._on_compiled(attempt, os.waitpid(pid, 0)[1])
+    def _on_compiled(self, attempt: _Attempt, run: Compilation) -> None:
+        attempt.hosts = run.hosts
+        attempt.problems = run.problems
+        if run.problems:
+            self._refuse(attempt)
+        elif attempt.reason == NAMES and run.changed == "nothing":
+            attempt.copy_fd = run.take_copy()
+            self._keep(attempt)
+            self._finish()
+        elif attempt.reason == NAMES and run.changed == "more":
+            self._leave_to_a_reload(attempt)
+        else:
+            attempt.copy_fd = run.take_copy()
+            attempt.blob_fd = run.take_blob()
+            self._bind(attempt, run.listeners)
+        run.close()
 
-        self._loop.watch(pidfd, READ, on_exit)
-
-    def _on_compiled(self, attempt: _Attempt, status: int) -> None:
-        response = attempt.response() if status == 0 else None
-        if response is None:
-            attempt.problems.append(f"the compiler failed ({_ending(status)})")
-            return self._refuse(attempt)
-        attempt.problems.extend(response.get("problems", ()))
-        if attempt.problems:
-            return self._refuse(attempt)
-        attempt.hosts = response["hosts"]
-        if attempt.reason != "reload" and not response["changed"]:
-            self._hosts = attempt.hosts
-            return self._finish(attempt)
-        self._bind(attempt, response["listeners"])
+    def _leave_to_a_reload(self, attempt: _Attempt) -> None:
+        """Only an agent that took over comes here: it has no copy of the file that was loaded."""
+        self._hosts = attempt.hosts
+        self._log.warning(
+            "the configuration was edited and not reloaded; names are not followed until it is"
+        )
+        self._finish()
 
     # binding
 
     def _bind(self, attempt: _Attempt, listeners: dict[str, str]) -> None:
         attempt.unbound = set(listeners) - self._listeners
-        for name in sorted(attempt.unbound):
-            self._supervisor.send({"type": "bind", "name": name, "address": listeners[name]})
         if not attempt.unbound:
             return self._publish(attempt)
         self._watch_over(BIND_S, lambda: self._on_unbound(attempt))
+        for name in sorted(attempt.unbound):
+            self._supervisor.send({"type": "bind", "name": name, "address": listeners[name]})
 
     def _on_unbound(self, attempt: _Attempt) -> None:
         names = ", ".join(sorted(attempt.unbound))
         attempt.problems.append(f"{names}: the supervisor did not answer")
-        attempt.unbound.clear()
         self._refuse(attempt)
-
-    def _publish_or_refuse(self, attempt: _Attempt) -> None:
-        if attempt.problems:
-            self._refuse(attempt)
-        else:
-            self._publish(attempt)
 
     # applying
 
     def _publish(self, attempt: _Attempt) -> None:
-        _seal(attempt.blob_fd)
-        attempt.published = True
         self._facts.generation = attempt.generation
+        self._watch_over(SLOW_S, self._on_slow)
         self._supervisor.send(
             {"type": "snapshot", "generation": attempt.generation}, [attempt.blob_fd]
         )
-        self._watch_over(SLOW_S, lambda: self._on_slow(attempt))
-
-    def _on_slow(self, attempt: _Attempt) -> None:
-        self._log.warning(
-            "a worker still serves from an older snapshot", generation=self._facts.generation
-        )
-        self._watch_over(SLOW_S, lambda: self._on_slow(attempt))
 
     # endings
 
     def _succeed(self, attempt: _Attempt) -> None:
-        old_fd, self._snapshot_fd = self._snapshot_fd, os.dup(attempt.blob_fd)
-        os.close(old_fd)
-        self._hosts = attempt.hosts
+        os.close(self._snapshot_fd)
+        self._snapshot_fd, attempt.blob_fd = attempt.blob_fd, -1
         self._take_over(self._snapshot_fd)
+        self._keep(attempt)
         self._facts.last_reload_success = True
         self._facts.reloads["success"] += 1
         self._log.info("reload applied", reason=attempt.reason, generation=attempt.generation)
-        self._finish(attempt)
+        self._finish()
+
+    def _keep(self, attempt: _Attempt) -> None:
+        """What this attempt loaded is what names are compiled with from now on."""
+        if self._kept_fd is not None:
+            os.close(self._kept_fd)
+        self._kept_fd, attempt.copy_fd = attempt.copy_fd, -1
+        self._hosts = attempt.hosts
+        self._answers = {host: found for host, found in attempt.hosts.items() if found}
 
     def _refuse(self, attempt: _Attempt) -> None:
         self._hosts = self._hosts or {}  # the next reload tells; not every few seconds from now on
@@ -246,15 +254,16 @@ class Publisher:
             generation=self._facts.generation,
             problems=attempt.problems,
         )
-        self._finish(attempt)
+        self._finish()
 
-    def _finish(self, attempt: _Attempt) -> None:
-        attempt.close()
+    def _finish(self) -> None:
+        if self._attempt is not None:
+            self._attempt.close()
         self._watch_over(0, None)
         self._attempt = None
-        wanted, self._wanted = self._wanted, None
-        if wanted is not None and not self._stopped:
-            self._begin(wanted)
+        wanted, self._reload_wanted = self._reload_wanted, False
+        if wanted:
+            self._request(RELOAD)
 
     def _watch_over(self, seconds: float, call: Callable[[], None] | None) -> None:
         """One watchdog at a time: what to do when the step that just began takes too long."""
@@ -280,52 +289,41 @@ class Publisher:
         if self._stopped:
             return
         self._loop.call_later(self._settings.dns_refresh_s, self._refresh)
-        if self._hosts is None:
-            return self.request("names") if self._attempt is None else None
+        if self._hosts is None and self._attempt is None:
+            self._request(NAMES)
+        if not self._hosts:
+            return
         answers = _Answers(len(self._hosts), self._on_answers)
         for host in self._hosts:
-            self._resolver.resolve(host, answers.taker(host))
+            self._resolver.resolve(host, answers.taker(host), anew=True)
 
     def _on_answers(self, answers: dict[str, list[str]]) -> None:
+        self._answers.update((host, found) for host, found in answers.items() if found)
         hosts = self._hosts or {}
-        changed = {
-            host: addresses
-            for host, addresses in answers.items()
-            if host in hosts and addresses and addresses != hosts[host]
-        }
-        if changed:
-            self._hosts = hosts | changed
-            self._log.info("addresses changed", hosts=sorted(changed))
-            self.request("names")
+        changed = sorted(
+            host for host, found in answers.items() if found and found != hosts.get(host, found)
+        )
+        if changed and self._kept_fd is not None and self._attempt is None:
+            self._log.info("addresses changed", hosts=changed)
+            self._request(NAMES)
 
 
 class _Attempt:
-    """One configuration on its way, with its memory files."""
+    """One configuration on its way. `blob_fd` is its snapshot, -1 before it is compiled."""
 
     def __init__(self, reason: str, generation: int) -> None:
         self.reason = reason
         self.generation = generation
-        self.request_fd = os.memfd_create("meshfast-compile-request")
-        self.response_fd = os.memfd_create("meshfast-compile-response")
-        self.blob_fd = os.memfd_create(
-            f"meshfast-snapshot-{generation}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        )
+        self.blob_fd = -1
+        self.copy_fd = -1
         self.hosts: dict[str, list[str]] = {}
         self.problems: list[str] = []
         self.unbound: set[str] = set()
-        self.published = False
-        self.applied = False
-
-    def response(self) -> dict[str, Any] | None:
-        try:
-            response = json.loads(os.pread(self.response_fd, os.fstat(self.response_fd).st_size, 0))
-        except ValueError:
-            return None
-        return response if isinstance(response, dict) else None
 
     def close(self) -> None:
-        for fd in (self.request_fd, self.response_fd, self.blob_fd):
-            os.close(fd)
+        for fd in (self.blob_fd, self.copy_fd):
+            if fd >= 0:
+                os.close(fd)
 
 
 class _Answers:
@@ -343,31 +341,3 @@ class _Answers:
                 self._done(self._answers)
 
         return take
-
-
-def _spawn(compiler: Sequence[str], attempt: _Attempt, snapshot_fd: int) -> int:
-    """Start the compiler with its descriptors; what the agent ignores is back to default there."""
-    fds = {0: attempt.request_fd, 1: attempt.response_fd, 3: snapshot_fd, 4: attempt.blob_fd}
-    # First out of the way of 3 and 4, which are the agent's own descriptors for something else.
-    moved = {to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for to, fd in fds.items()}
-    try:
-        return os.posix_spawn(
-            compiler[0],
-            list(compiler),
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in moved.items()],
-            setsigdef=_IGNORED,
-        )
-    finally:
-        for fd in moved.values():
-            os.close(fd)
-
-
-def _seal(fd: int) -> None:
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-
-
-def _ending(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

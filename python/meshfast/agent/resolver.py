@@ -87,8 +87,11 @@ class Resolver:
         self._answers.setblocking(False)
         loop.watch(self._answers.fileno(), READ, self._on_answer)
 
-    def resolve(self, host: str, done: Done) -> None:
-        """Call `done(addresses, error)`, now or later, exactly once; addresses may be stale."""
+    def resolve(self, host: str, done: Done, *, anew: bool = False) -> None:
+        """Call `done(addresses, error)`, now or later, exactly once; addresses may be stale.
+
+        `anew` asks the system although an answer is kept.
+        """
         host = host.lower()
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if _is_address(bare):
@@ -100,7 +103,7 @@ class Resolver:
             name = self._remember(host)
             if name is None:
                 return done([], "too many names are being looked up")
-        if time.monotonic() < name.fresh_until:
+        if time.monotonic() < name.fresh_until and not anew:
             return self._tell(name, done)
         name.waiting.append(done)
         if name.timer is None:
