@@ -8,7 +8,7 @@ Invariants:
    end's index are then the same, and `prefix + DEL` ends the keys of a prefix.
 2. Nothing larger than `Limits` reaches the writer.
 
-Tests: tests/control/store/contract.py, tests/control/store/test_bounds.py.
+Tests: tests/control/store/contract.py.
 """
 
 from __future__ import annotations
