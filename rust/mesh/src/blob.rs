@@ -143,17 +143,29 @@ mod tests {
         assert_eq!(decode(&blob), Err(BlobError::Magic));
     }
 
-    #[test]
-    fn refuses_a_payload_of_another_build_with_a_right_checksum() {
-        let payload = [0xff; 40];
+    /// A header that is right for its payload, whatever that is.
+    fn with_header(generation: u64, payload: &[u8]) -> Vec<u8> {
         let mut blob = Vec::new();
         blob.extend_from_slice(&MAGIC);
         blob.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
-        blob.extend_from_slice(&7u64.to_le_bytes());
+        blob.extend_from_slice(&generation.to_le_bytes());
         blob.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-        let sum = checksum(&blob, &payload);
+        let sum = checksum(&blob, payload);
         blob.extend_from_slice(&sum.to_le_bytes());
-        blob.extend_from_slice(&payload);
-        assert_eq!(decode(&blob), Err(BlobError::Payload));
+        blob.extend_from_slice(payload);
+        blob
+    }
+
+    #[test]
+    fn refuses_a_payload_of_another_build_with_a_right_checksum() {
+        let (document, blob) = blob();
+        let payload = &blob[HEADER..];
+        assert_eq!(decode(&with_header(7, payload)), Ok(document));
+        let foreign = with_header(7, &[0xff; 40]);
+        let longer = with_header(7, &[payload, &[0]].concat());
+        let other_generation = with_header(8, payload);
+        for blob in [foreign, longer, other_generation] {
+            assert_eq!(decode(&blob), Err(BlobError::Payload));
+        }
     }
 }

@@ -209,25 +209,21 @@ fn compile(text: &str) -> Result<Regex, String> {
         ));
     }
     // Alone first: `a)|(b` is no expression, but would become one inside the anchors.
-    let (_, unicode) = build(text)?;
-    build_with(&format!("^(?:{text})$"), unicode).map_err(|error| reason(&error))
+    let unicode = needs_unicode(text)?;
+    build(&format!("^(?:{text})$"), unicode).map_err(|error| reason(&error))
 }
 
-/// Compiles for bytes; with Unicode only when the pattern cannot be read without it.
-fn build(text: &str) -> Result<(Regex, bool), String> {
-    build_with(text, false)
-        .map(|regex| (regex, false))
-        .or_else(|without| {
-            let needs_unicode = matches!(without, regex::Error::Syntax(_));
-            match build_with(text, true) {
-                Ok(regex) if needs_unicode => Ok((regex, true)),
-                Ok(_) => Err(reason(&without)),
-                Err(error) => Err(reason(&error)),
-            }
-        })
+/// Whether a pattern can only be read with Unicode; the error says that it is none.
+fn needs_unicode(text: &str) -> Result<bool, String> {
+    let needs = match build(text, false) {
+        Ok(_) => Ok(false),
+        Err(regex::Error::Syntax(_)) => build(text, true).map(|_| true),
+        Err(error) => Err(error),
+    };
+    needs.map_err(|error| reason(&error))
 }
 
-fn build_with(text: &str, unicode: bool) -> Result<Regex, regex::Error> {
+fn build(text: &str, unicode: bool) -> Result<Regex, regex::Error> {
     RegexBuilder::new(text)
         .unicode(unicode)
         .size_limit(PATTERN_COMPILED_BYTES_MAX)

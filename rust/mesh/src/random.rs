@@ -97,6 +97,18 @@ mod tests {
     }
 
     #[test]
+    fn throws_away_what_would_favour_some_numbers() {
+        // Of 2^64 words and this limit, every third number would come from two words, the others
+        // from one: half of the draws instead of a third.
+        let mut random = Random::new(9);
+        let thirds = (0..9000)
+            .filter(|_| matches!(random.below(3 << 62) % 3, 0))
+            .count();
+        // Five standard deviations of Binomial(9000, 1/3): 5 * sqrt(2000) = 224.
+        assert!(thirds.abs_diff(3000) < 224, "{thirds}");
+    }
+
+    #[test]
     fn gives_every_number_below_a_limit_its_share() {
         let mut random = Random::new(42);
         let (draws, limit) = (60_000u64, 6u64);

@@ -148,11 +148,8 @@ impl<L: Loads> Candidates<'_, L> {
         }
         for _ in 0..DRAWS_MAX {
             let number = random.below(u64::from(sum)) as u32;
-            let index = self.weights.at(if number < gap_start {
-                number
-            } else {
-                number + gap
-            });
+            let skipped = if number < gap_start { 0 } else { gap };
+            let index = self.weights.at(number + skipped);
             if self.is_usable(index) {
                 return Some(index);
             }

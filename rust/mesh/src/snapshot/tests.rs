@@ -168,6 +168,17 @@ fn refuses_weights_beyond_32_bits_and_a_host_without_domains() {
 }
 
 #[test]
+fn an_unknown_cluster_is_one_problem_not_also_one_of_weights() {
+    let mut document = example::document();
+    document["listeners"][1]["tcp_routes"][0]["destinations"] = json!([
+        {"cluster": "a", "weight": 0}, {"cluster": "nowhere", "weight": 1}]);
+    assert_eq!(
+        problems(&document),
+        ["listeners[1].tcp_routes[0].destinations[1].cluster: no cluster is called \"nowhere\""]
+    );
+}
+
+#[test]
 fn refuses_an_endpoint_on_port_0() {
     let mut document = example::document();
     document["clusters"][0]["endpoints"][0]["address"] = json!("[::1]:0");
