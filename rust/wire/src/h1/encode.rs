@@ -97,10 +97,10 @@ impl BodyEncoder {
     }
 }
 
-/// Lower-case hex without leading zeros, and CRLF.
+/// Lower-case hex without leading zeros, and CRLF. `size` is not zero.
 fn write_chunk_size(out: &mut Vec<u8>, size: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let width = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1);
+    let width = (usize::BITS - size.leading_zeros()).div_ceil(4);
     for at in (0..width).rev() {
         out.push(DIGITS[(size >> (at * 4)) & 0xf]);
     }

@@ -547,6 +547,19 @@ fn limits_bound_what_a_caller_buffers() {
 }
 
 #[test]
+fn takes_every_number_of_header_lines_up_to_the_limit() {
+    let limits = Limits::default();
+    for count in 1..=limits.headers_max {
+        let lines = "X: y\r\n".repeat(count - 1);
+        let bytes = format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+        let head = feed::request(bytes.as_bytes(), &limits, &[])
+            .unwrap()
+            .unwrap();
+        assert_eq!(head.headers.len(), count);
+    }
+}
+
+#[test]
 fn tolerates_a_few_empty_lines_before_a_request() {
     takes(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
     let three = b"\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -731,6 +744,8 @@ fn keeps_connections_alive_by_version_and_option() {
 fn offers_an_upgrade_only_with_its_connection_option() {
     let (bytes, head) = get("Connection: Upgrade\r\nUpgrade: websocket, h2c/1");
     assert_eq!(head.upgrade.unwrap().of(&bytes), b"websocket");
+    let (bytes, twice) = get("Connection: Upgrade\r\nUpgrade: first\r\nUpgrade: second");
+    assert_eq!(twice.upgrade.unwrap().of(&bytes), b"first");
     let (_, unnamed) = get("Upgrade: websocket");
     assert_eq!(unnamed.upgrade, None);
     let old = takes(b"GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
