@@ -163,6 +163,23 @@ def test_options_reach_the_launch(served: list[launch.Options]) -> None:
     )
 
 
+def test_settings_that_the_supervisor_would_refuse_end_with_1(meshfast: Run) -> None:
+    done = meshfast("proxy", "--listen", ":1", "--forward", "--instance", "a/b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("settings: instance must be letters")
+
+
+def test_a_regular_expression_that_re2_refuses_is_found_in_the_file(
+    meshfast: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "mesh.yaml"
+    good = (ROOT / "examples/routes.yaml").read_text()
+    file.write_text(good.replace("GET|POST", "(?=GET)"))
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert (done.returncode, done.stdout) == (1, "1 problem\n")
+    assert done.stderr.startswith(f"{file}:33:27: spec.http[1].match[0].method.regex: ")
+
+
 def test_only_the_default_metrics_address_gives_way(served: list[launch.Options]) -> None:
     run_proxy("--listen", ":1", "--forward")
     run_proxy("--listen", ":1", "--forward", "--metrics-address", "127.0.0.1:15020")

@@ -44,6 +44,7 @@ def test_what_flags_print_compiles_to_the_same_document(
 @pytest.mark.parametrize(
     ("source", "listener", "endpoints"),
     [
+        (Source(listen=":1", to="10.0.0.1:65535"), "gateway/0.0.0.0:1", ["10.0.0.1:65535"]),
         (FLAGS[0], "gateway/0.0.0.0:8080", ["192.0.2.7:9000"]),
         (FLAGS[1], "gateway/127.0.0.1:8080", ["10.0.0.1:80"]),
         (FLAGS[2], "gateway/[::1]:8080", ["[2001:db8::1]:80"]),

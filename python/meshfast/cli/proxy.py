@@ -147,7 +147,7 @@ def proxy(
     launch.serve(
         launch.Options(
             source=source,
-            workers=workers or cpus(),
+            workers=workers or min(cpus(), WORKERS_MAX),
             drain_ms=options["drain_ms"],
             metrics_address=options["metrics_address"],
             metrics_fallback=not explicit,
