@@ -1,5 +1,7 @@
-"""The one fixture of this suite: a mesh that is started by the test and always ended."""
+"""The fixtures of this suite: meshes that are always ended, and holdings without a process."""
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from meshfast.supervisor.holdings import Holdings
+from meshfast.supervisor.settings import Settings
+from meshfast.supervisor.sockets import bind_all
 from tests.supervisor.harness import Mesh
+from tests.supervisor.test_settings import GOOD
 
 
 @pytest.fixture
@@ -33,3 +39,22 @@ def started_mesh(tmp_path: Path) -> Iterator[Callable[..., Mesh]]:
     yield start
     for mesh in meshes:
         mesh.close()
+
+
+@pytest.fixture
+def holdings(tmp_path: Path) -> Iterator[Holdings]:
+    """Return holdings with one TCP and one Unix socket; everything is closed with the test."""
+    before = set(os.listdir("/proc/self/fd"))
+    sockets = [
+        {"name": "web", "address": "127.0.0.1:0", "owner": "worker", "fallback": False},
+        {"name": "metrics", "address": f"unix:{tmp_path}/m", "owner": "agent", "fallback": False},
+    ]
+    given = {"shared_memory_fd": os.memfd_create("m"), "snapshot_fd": os.memfd_create("s")}
+    settings = Settings.parse(json.dumps({**GOOD, **given, "sockets": sockets}).encode())
+    lock_fd = os.memfd_create("lock")
+    yield Holdings(settings, lock_fd, bind_all(settings.sockets, has_predecessor=False))
+    for name in set(os.listdir("/proc/self/fd")) - before:
+        try:
+            os.close(int(name))
+        except OSError:
+            continue

@@ -224,6 +224,11 @@ class Mesh:
         """Ask a worker, or the agent with ``name="metrics"``."""
         return ask(self.address(name), line)
 
+    def tell(self, line: str, name: str = "web") -> None:
+        """Send a line to a child that may not live long enough to answer."""
+        with contextlib.suppress(ConnectionError):
+            self.ask(line, name)
+
     def heard(self) -> list[dict[str, Any]]:
         """Return what the supervisor has told the agent."""
         return list(self.ask("heard", "metrics")["heard"])
@@ -265,6 +270,46 @@ class Mesh:
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         """Wait for the end and return the exit code."""
         return self.process.wait(deadline_s)
+
+
+class HeldConnection:
+    """A connection that a worker has accepted and keeps open until the block ends."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._end = connect(mesh.address())
+        self._lines = self._end.makefile()
+        self._end.sendall(b"hold\n")
+        assert self._lines.readline() == "{}\n"
+
+    def ask(self) -> dict[str, Any]:
+        """Ask the worker that has it; the connection stays usable."""
+        self._end.sendall(b"hold who\n")
+        return dict(json.loads(self._lines.readline()))
+
+    def __enter__(self) -> "HeldConnection":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection; a draining worker that waited for it ends."""
+        self._lines.close()
+        self._end.close()
+
+
+class Stopped:
+    """Keep a process stopped within a block; it may die meanwhile."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __enter__(self) -> None:
+        """Stop it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
 
 
 class Load:

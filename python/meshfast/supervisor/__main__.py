@@ -25,6 +25,10 @@ from meshfast.supervisor.settings import Settings, SettingsError
 from meshfast.supervisor.sockets import BindError, bind_all
 from meshfast.supervisor.supervisor import Supervisor
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 __all__ = ["main"]
 
 USAGE = "usage: python -I -m meshfast.supervisor --settings-fd N | --settings FILE"
@@ -34,25 +38,25 @@ def main(arguments: list[str]) -> int:
     """Run what the arguments say; return the exit code."""
     try:
         match arguments:
-            case ["--settings-fd", fd]:
-                return Supervisor(_boot(_read(int(fd)))).run()
+            case ["--settings-fd", fd] if fd.isdecimal():
+                supervisor = _boot(_read(int(fd)))
             case ["--settings", path]:
                 _launch(path)
-            case ["--state-fd", fd]:
-                return _resume(_read(int(fd))).run()
-            case ["--check", "--state-fd", fd]:
+            case ["--state-fd", fd] if fd.isdecimal():
+                supervisor = _resume(_read(int(fd)))
+            case ["--check", "--state-fd", fd] if fd.isdecimal():
                 check(_read(int(fd)))
                 return 0
+            case _:
+                say(USAGE)
+                return 2
     except (BindError, OSError, SettingsError, StateError, lock.LockError) as error:
         say(str(error))
         return 1
-    except ValueError:
-        pass
-    say(USAGE)
-    return 2
+    return supervisor.run()
 
 
-def _boot(text: bytes) -> Holdings:
+def _boot(text: bytes) -> Supervisor:
     """Validate, lock, bind; raise what is wrong with nothing left behind."""
     settings = Settings.parse(text)
     for fd in (settings.shared_memory_fd, settings.snapshot_fd):
@@ -66,10 +70,10 @@ def _boot(text: bytes) -> Holdings:
     for entry, listener in zip(settings.sockets, listeners, strict=True):
         instead = "" if listener.address == entry.address else f" instead of {entry.address}"
         say(f"listening on {listener.address}{instead} ({listener.name})")
-    return Holdings(settings, lock_fd, listeners)
+    return Supervisor(Holdings(settings, lock_fd, listeners))
 
 
-def _launch(path: str) -> None:
+def _launch(path: str) -> NoReturn:
     with open(path, "rb") as file:
         text = file.read()
     settings = Settings.parse(text)

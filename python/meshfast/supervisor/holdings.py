@@ -88,6 +88,7 @@ class Holdings:
                 if other != slot
             ],
             "resolver_fd": self.resolvers[slot][0],
+            "drain_ms": self.settings.drain_ms,
             "log_level": self.settings.log_level,
         }
 

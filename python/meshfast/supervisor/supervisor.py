@@ -90,10 +90,10 @@ class Supervisor:
         self.fleet.kill_overdue(now)
         self.agent_post.kill_overdue(now)
         self.hot_restart.kill_overdue(now)
+        self._fail_if_hopeless()
         if self.phase in (BOOTING, SERVING):
             self.fleet.settle(now)
             self.agent_post.settle(now)
-            self._fail_if_hopeless()
         if self.phase == BOOTING and self.fleet.is_serving and self.agent_post.is_serving:
             self._begin_serving()
         if self.phase == SERVING and self.hot_restart.is_due:
@@ -115,7 +115,7 @@ class Supervisor:
 
     def _fail_if_hopeless(self) -> None:
         failure = self.fleet.failure or self.agent_post.failure
-        if failure:
+        if failure and self.phase in (BOOTING, SERVING):
             say(f"stopping: {failure}")
             self.exit_code = 1
             self.phase = STOPPING

@@ -22,17 +22,13 @@ class Behaviour:
     """What a test asks of the worker.
 
     `boot_exit`: exit with this code instead of becoming ready. `is_deaf`: never reads its channel.
-    `is_stubborn`: does not end when drained. `is_late`: never becomes ready. `skips_applied`: takes
-    snapshots without an answer. `says`: a first message instead of `ready`.
+    `is_stubborn`: does not end when drained. `gate`: becomes ready once this file exists.
     """
 
     boot_exit: int | None = None
     is_deaf: bool = False
     is_stubborn: bool = False
-    is_late: bool = False
-    skips_applied: bool = False
-    says: str = '{"type": "ready"}'
-    version: int = 1
+    gate: str = ""
 
 
 class Worker:
@@ -59,7 +55,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Serve until drained."""
-        self.control.send(self.behaviour.says.encode())
+        self.control.send(b'{"type": "ready"}')
         while True:
             for fd, _ in self.poller.poll():
                 self.on_readable(fd)
@@ -73,13 +69,20 @@ class Worker:
         if fd == self.control.fileno():
             self.on_command()
         elif fd == self.inbox.fileno():
-            with contextlib.suppress(BlockingIOError):
-                _, fds, _, _ = socket.recv_fds(self.inbox, 64, 1)
-                self.take(socket.socket(fileno=fds[0]))
+            self.on_inbox()
         elif fd in self.listeners:
             self.accept(self.listeners[fd])
         elif fd in self.connections:
             self.answer(self.connections[fd])
+
+    def on_inbox(self) -> None:
+        """Take one handed-over connection; its end of file means that nobody is left to send."""
+        with contextlib.suppress(BlockingIOError):
+            data, fds, _, _ = socket.recv_fds(self.inbox, 64, 1)
+            if data:
+                self.take(socket.socket(fileno=fds[0]))
+            else:
+                self.poller.unregister(self.inbox)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept one connection, if another worker was not faster."""
@@ -106,9 +109,8 @@ class Worker:
             self.generation = message["generation"]
             self.snapshot = os.pread(fds[0], 4096, 0).decode()
             os.close(fds[0])
-            if not self.behaviour.skips_applied:
-                answer = {"type": "applied", "generation": self.generation}
-                self.control.send(json.dumps(answer).encode())
+            answer = {"type": "applied", "generation": self.generation}
+            self.control.send(json.dumps(answer).encode())
         elif message["type"] == "listener":
             self.listeners[fds[0]] = socket.socket(fileno=fds[0])
             self.poller.register(fds[0], select.POLLIN)
@@ -128,15 +130,18 @@ class Worker:
         self.listeners.clear()
 
     def answer(self, connection: socket.socket) -> None:
-        """Answer one line; see `COMMANDS` for what it may say."""
+        """Answer one line, and close unless it says `hold`."""
         try:
             line = connection.recv(4096).decode().split()
         except ConnectionError:
             line = []
         if line and line[0] == "hold":
-            connection.sendall(b"{}\n")
+            answer = self.describe() if line[1:] else {}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
             return
-        if line:
+        if line and line[0] == "hand-over":
+            self.hand_over(connection, int(line[1]))
+        elif line:
             connection.sendall(json.dumps(self.obey(*line)).encode() + b"\n")
         self.drop(connection)
 
@@ -149,22 +154,16 @@ class Worker:
             self.control.close()
         if command == "say":
             self.control.send(" ".join(arguments).encode())
-        if command == "hand-over":
-            return self.hand_over(int(arguments[0]))
         if command == "orphan":
             return {"pid": make_an_orphan()}
         return self.describe()
 
-    def hand_over(self, slot: int) -> dict[str, Any]:
-        """Send one end of a new connection into the inbox of *slot*; ask through the other."""
+    def hand_over(self, connection: socket.socket, slot: int) -> None:
+        """Send a connection into the inbox of *slot*, then tell its client."""
         outboxes = {entry["slot"]: entry["fd"] for entry in self.settings["outboxes"]}
-        ours, theirs = socket.socketpair()
-        outbox = socket.socket(fileno=os.dup(outboxes[slot]))
-        socket.send_fds(outbox, [b"connection"], [theirs.fileno()])
-        theirs.close()
-        ours.sendall(b"who\n")
-        ours.settimeout(10)
-        return dict(json.loads(ours.recv(4096)))
+        with socket.socket(fileno=os.dup(outboxes[slot])) as outbox:
+            socket.send_fds(outbox, [b"connection"], [connection.fileno()])
+        connection.sendall(b"{}\n")
 
     def describe(self) -> dict[str, Any]:
         """Return what the tests compare."""
@@ -174,7 +173,6 @@ class Worker:
             "pid": os.getpid(),
             "generation": self.generation,
             "snapshot": self.snapshot,
-            "version": self.behaviour.version,
             "group": os.getpgid(0),
             "blocked": int(status_field("self", "SigBlk"), 16),
             "ignores_term": bool(ignored & 1 << signal.SIGTERM - 1),
@@ -221,6 +219,8 @@ def main(settings: bytes, behaviour: Behaviour | None = None) -> NoReturn:
         os.write(2, f"fake worker: exits with {behaviour.boot_exit}\n".encode())
         os._exit(behaviour.boot_exit)
     worker = Worker(json.loads(settings), behaviour)
-    if behaviour.is_late:
-        time.sleep(120)
+    if behaviour.gate:
+        os.write(2, b"fake worker: waits at the gate\n")
+    while behaviour.gate and not os.path.exists(behaviour.gate):
+        time.sleep(0.01)
     worker.run()
