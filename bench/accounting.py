@@ -157,16 +157,6 @@ def core_times() -> list[CoreTime]:
     return [CoreTime(b, s) for b, s in zip(busy, steal, strict=True)]
 
 
-def connections_opened() -> int:
-    """Read how many TCP connections this network namespace has opened since it exists."""
-    names, values = (
-        line.split()
-        for line in (PROC / "net" / "snmp").read_text().splitlines()
-        if line.startswith("Tcp:")
-    )
-    return int(values[names.index("ActiveOpens")])
-
-
 def name(pid: int) -> str:
     """Return the short name of a process ("?" when it is gone)."""
     return (read_text(PROC / str(pid) / "comm") or "?").strip()

@@ -12,6 +12,7 @@ once, up to a limit, and what is still flagged then stays in the sample and is r
 Invariants:
 1. Every contestant has the same number of runs per number of clients, one in each repetition.
 2. A wrong response ends the measurement; no figure is made from a run that held one.
+3. Every response that is counted came from the origin: it counts too, and the counts are compared.
 
 Tests: bench/tests/test_measurement.py.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,7 +32,14 @@ from bench import accounting
 from bench.candidates import BENCH, ORIGIN, PEERS, Candidate, Launch, find_binary, render
 from bench.cases import Case, Topology, body
 from bench.load import Load, check_body, run_wrk
-from bench.processes import Running, free_port, running
+from bench.processes import (
+    HarnessError,
+    Running,
+    WrongResponseError,
+    fetch,
+    free_port,
+    running,
+)
 
 PROXY_CORE = 0
 LOAD_CORE = 1
@@ -64,6 +73,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Upstream:
+    """What reached the origin: connections it accepted, requests it answered."""
+
+    connections: int
+    requests: int
+
+    def __sub__(self, earlier: Upstream) -> Upstream:
+        """What came between two readings; the first reading is itself a connection and request."""
+        return Upstream(
+            self.connections - earlier.connections - 1, self.requests - earlier.requests - 1
+        )
+
+
+@dataclass(frozen=True)
 class Disturbance:
     """What ran beside us, by core, as a share of the run's time."""
 
@@ -73,11 +96,11 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the kernel said about one run. Connections are those of the whole network namespace."""
+    """What the kernel and the origin said about one run."""
 
     spent: accounting.Spent
     disturbance: Disturbance
-    connections_opened: int
+    upstream: Upstream
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,7 @@ class Run:
     cpu_us_by_process: Mapping[str, float]
     requests: int
     requests_per_second: float
-    connections_opened: int
+    upstream: Upstream
     disturbance: Disturbance
     attempts: int
     flags: tuple[str, ...]
@@ -294,15 +317,14 @@ def measure_undisturbed(field: Field, point: Point, settings: Settings) -> Run:
 def measure_once(field: Field, point: Point, attempt: int, settings: Settings) -> Run:
     """Load one contestant and account for every process that ran meanwhile."""
     trees = {**field.contestants, "origin": field.origin}
+    served_before = served_by(field.origin)
     began = time.monotonic_ns()
     own_before = time.process_time_ns()
-    opened_before = accounting.connections_opened()
     cores_before = accounting.core_times()
     before = {name: accounting.run_time(tree.members()) for name, tree in trees.items()}
     load = run_wrk(field.contestants[point.label].port, point.clients, settings.seconds, LOAD_CORE)
     after = {name: accounting.run_time(tree.members()) for name, tree in trees.items()}
     cores_after = accounting.core_times()
-    opened = accounting.connections_opened() - opened_before
     own_ns = time.process_time_ns() - own_before
     window_ns = time.monotonic_ns() - began
 
@@ -312,7 +334,27 @@ def measure_once(field: Field, point: Point, attempt: int, settings: Settings) -
         LOAD_CORE: spent["origin"].total_ns + load.cpu_ns + own_ns,
     }
     disturbance = disturbance_of(cores_before, cores_after, ours, window_ns)
-    return as_run(point, attempt, load, Observed(spent[point.label], disturbance, opened), settings)
+    upstream = served_by(field.origin) - served_before
+    check_forwarded(point.label, load, upstream)
+    observed = Observed(spent[point.label], disturbance, upstream)
+    return as_run(point, attempt, load, observed, settings)
+
+
+def served_by(origin: Chain) -> Upstream:
+    """Ask the origin what it has served, this question not included. Raises HarnessError."""
+    status, text = fetch(origin.port, "/origin-status")
+    counts = re.search(rb"requests\n (\d+) (\d+) (\d+)", text)
+    if status != 200 or counts is None:
+        raise HarnessError(f"the origin's status reads {status} {text!r}")
+    return Upstream(connections=int(counts[1]) - 1, requests=int(counts[3]) - 1)
+
+
+def check_forwarded(label: str, load: Load, upstream: Upstream) -> None:
+    """Raise WrongResponseError when a response that was counted never came from the origin."""
+    if upstream.requests < load.requests:
+        raise WrongResponseError(
+            f"{label} answered {load.requests} requests, the origin {upstream.requests} of them"
+        )
 
 
 def disturbance_of(
@@ -348,7 +390,7 @@ def as_run(
         cpu_us_by_process=by_name(observed.spent.by_pid, load.requests),
         requests=load.requests,
         requests_per_second=load.requests_per_second,
-        connections_opened=observed.connections_opened,
+        upstream=observed.upstream,
         disturbance=observed.disturbance,
         attempts=attempt,
         flags=flags_of(observed, settings.foreign_share_max),

@@ -64,11 +64,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fetch(port: int, timeout_s: float = 5.0) -> tuple[int, bytes]:
-    """GET / from 127.0.0.1:port; return status and body. Raises OSError or HTTPException."""
+def fetch(port: int, path: str = "/", timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """GET a path from 127.0.0.1:port; return status and body. Raises OSError or HTTPException."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
     finally:

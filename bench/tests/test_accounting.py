@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,13 +81,6 @@ def test_a_core_was_at_least_as_busy_as_the_process_pinned_to_it() -> None:
     # Read in ticks where cpuacct is not mounted: ten of them, 4 ms each, are allowed to be missing.
     assert after.busy_ns - before.busy_ns > 0.26e9
     assert after.steal_ns >= before.steal_ns
-
-
-def test_an_opened_connection_is_counted() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        before = accounting.connections_opened()
-        with socket.create_connection(listener.getsockname()):
-            assert accounting.connections_opened() > before
 
 
 def test_members_are_root_descendants_and_orphans_of_the_session() -> None:

@@ -63,6 +63,9 @@ def test_a_quick_pass_measures_reports_and_leaves_nothing(
     assert len(case["runs"]) == 3 * 3
     assert all(run["requests"] > 100 for run in case["runs"])
     assert all(row["cpu_us"]["median"] > 0 for row in case["rows"])
+    # One per client, and one that wrk opens to see whether anybody is there.
+    assert all(run["upstream"]["connections"] <= 5 for run in case["runs"])
+    assert all(0 <= run["upstream"]["requests"] - run["requests"] <= 4 for run in case["runs"])
     assert "keepalive 1024;" in case["commands"]["nginx"]["config"]
     assert {memory["label"] for memory in data["memory"]} == {"relay", "nginx"}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bench.cases import CASES
 from bench.machine import machine_facts
-from bench.measurement import Commands, Disturbance, Run
+from bench.measurement import Commands, Disturbance, Run, Upstream
 from bench.memory import Memory
 from bench.report import (
     Report,
@@ -36,7 +36,7 @@ def runs(costs: dict[str, float], flags: tuple[str, ...] = (), opened: int = 0) 
             {f"{label}/1": cost},
             9,
             9.0,
-            opened,
+            Upstream(opened, 9),
             QUIET,
             1,
             flags,
@@ -96,9 +96,13 @@ def test_flagged_runs_and_absent_candidates_are_said() -> None:
 
 
 def test_a_peer_without_keep_alive_is_no_peer_at_its_best() -> None:
-    assert not [said for said in remarks(report(COSTS, opened=128)) if "64 clients: 128" in said]
+    assert not [
+        said
+        for said in remarks(report(COSTS, opened=128))
+        if "64 clients: nginx" in said and "pool" in said
+    ]
     said = "\n".join(remarks(report(COSTS, opened=5000)))
-    assert "64 clients: 5000 connections were opened in a run of nginx" in said
+    assert "64 clients: nginx opened 5000 upstream connections in a run" in said
 
 
 def test_memory_beyond_a_peer_or_a_bar_is_said() -> None:
