@@ -102,7 +102,7 @@ mod tests {
         // from one: half of the draws instead of a third.
         let mut random = Random::new(9);
         let thirds = (0..9000)
-            .filter(|_| matches!(random.below(3 << 62) % 3, 0))
+            .filter(|_| random.below(3 << 62).is_multiple_of(3))
             .count();
         // Five standard deviations of Binomial(9000, 1/3): 5 * sqrt(2000) = 224.
         assert!(thirds.abs_diff(3000) < 224, "{thirds}");
