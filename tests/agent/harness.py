@@ -20,6 +20,12 @@ RING_PIECE_BYTES = 4096  # PIPE_BUF: written whole, or not at all
 
 T = TypeVar("T")
 
+REAL = """
+import os, sys
+from meshfast.agent import main
+main(os.pread(int(sys.argv[1]), 65536, 0))
+"""
+
 DOCUMENT: dict[str, Any] = {
     "version": 1,
     "generation": 1,
@@ -49,7 +55,10 @@ def wait_for(what: Callable[[], T | None], seconds: float = DEADLINE_S) -> T:
 class Supervised:
     """An agent process and the other ends of everything it holds."""
 
-    def __init__(self, directory: Path, *, stdout: int | None = None, **agent: Any) -> None:
+    def __init__(
+        self, directory: Path, *, stdout: int | None = None, real: bool = False, **agent: Any
+    ) -> None:
+        """Start it: on a recorded source, or (`real`) on shared memory, as the supervisor does."""
         self.directory = directory
         self.record()
         self.names({})
@@ -60,10 +69,11 @@ class Supervised:
         ring_out, self.ring = os.pipe()
         os.set_blocking(self.ring, False)
         document = agent.pop("document", DOCUMENT)
+        blob = json.dumps(document).encode()
         kept = {
             "control_fd": control.fileno(),
-            "shared_memory_fd": _memory(b""),
-            "snapshot_fd": _memory(json.dumps(document).encode()),
+            "shared_memory_fd": _shared_memory() if real else _memory(b""),
+            "snapshot_fd": _memory(_snapshot(blob) if real else blob),
         }
         settings = {
             "version": 1,
@@ -83,11 +93,13 @@ class Supervised:
         settings_fd = _memory(json.dumps(settings).encode())
         fds = [*kept.values(), settings_fd, ring_out, resolver.fileno(), self.listening.fileno()]
         program = [sys.executable, "-m", "tests.agent.fakes.agent_process", str(directory)]
-        compiler = str(FAKES / "compiler_process.py")
+        program += [str(settings_fd), str(ring_out), str(FAKES / "compiler_process.py")]
+        if real:
+            program = [sys.executable, "-c", REAL, str(settings_fd)]
         self.log = directory / "stderr.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*program, str(settings_fd), str(ring_out), compiler],
+                program,
                 cwd=ROOT,
                 pass_fds=fds,
                 stdout=stdout,
@@ -237,6 +249,19 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(DEADLINE_S)
     return ours, theirs
+
+
+def _shared_memory() -> int:
+    from meshfast import _core
+
+    memory = _core.SharedMemory.create(4)
+    return os.dup(memory.fileno())
+
+
+def _snapshot(document: bytes) -> bytes:
+    from meshfast import _core
+
+    return _core.Snapshot.build(document)
 
 
 def _memory(data: bytes) -> int:
