@@ -72,6 +72,7 @@ impl Worker {
             sent_us: 0,
             answered_us: 0,
             deadline_ms: 0,
+            abandon_ms: 0,
             progress_ms: self.clock.now_ms(),
             upstream_address: None,
             upstream_local: String::new(),
@@ -245,6 +246,9 @@ impl Worker {
             self.record_tunnel(exchange_id);
         }
         let exchange = &self.exchanges[exchange_id];
+        if exchange.abandon_ms != 0 && exchange.abandon_ms <= now_ms {
+            return self.downstream_gone(exchange.downstream);
+        }
         if exchange.deadline_ms != 0 && exchange.deadline_ms <= now_ms {
             return self.fail(exchange_id, Failure::RouteTimeout);
         }
@@ -344,7 +348,7 @@ fn request_facts(request: &Request) -> RequestFacts<'_> {
 }
 
 impl Exchange {
-    /// When to look at this exchange next: the route's deadline or the end of the idle time.
+    /// When to look at this exchange next: the earliest of its deadlines.
     fn next_deadline_ms(&self) -> u64 {
         let patience_ms = if self.stage == Stage::Tunnel {
             TUNNEL_IDLE_MS
@@ -352,9 +356,9 @@ impl Exchange {
             STREAM_IDLE_MS
         };
         let idle_ms = self.progress_ms + patience_ms;
-        match self.deadline_ms {
-            0 => idle_ms,
-            deadline_ms => deadline_ms.min(idle_ms),
-        }
+        let set = [self.deadline_ms, self.abandon_ms]
+            .into_iter()
+            .filter(|at_ms| *at_ms != 0);
+        set.fold(idle_ms, u64::min)
     }
 }

@@ -6,6 +6,7 @@
 
 use meshfast_wire::h1::{Method, Parsed, Version};
 
+use crate::buffer::HIGH_WATERMARK;
 use crate::error::Failure;
 use crate::exchange::{Carries, Exchange, Moved, STREAM_IDLE_MS, Stage};
 use crate::head::LocalReply;
@@ -21,6 +22,9 @@ pub(crate) const HEAD_TIMEOUT_MS: u64 = 10_000;
 
 /// Between requests of a connection (Envoy's HTTP idle timeout).
 const IDLE_TIMEOUT_MS: u64 = 3_600_000;
+
+/// How long the answer to a half-closed caller may take.
+const HALF_CLOSE_MS: u64 = 5_000;
 
 /// How long a closing session reads on.
 const LINGER_MS: u64 = 1_000;
@@ -72,7 +76,11 @@ impl Worker {
             let Some(downstream) = self.downstreams.get_mut(downstream_id) else {
                 return;
             };
-            let came = downstream.session.read(&mut self.scratch);
+            let input_max = match downstream.exchange {
+                None => self.limits.buffer_bytes_max(),
+                Some(_) => HIGH_WATERMARK,
+            };
+            let came = downstream.session.read(&mut self.scratch, input_max);
             if downstream.session.io.broken {
                 return self.downstream_gone(downstream_id);
             }
@@ -82,10 +90,31 @@ impl Worker {
                 (false, None) => self.take_request(downstream_id),
             };
             if !came && !moved {
-                return;
+                return self.note_half_close(downstream_id);
             }
         }
         self.queue(Key::Downstream(downstream_id));
+    }
+
+    /// A FIN behind a whole request: the caller may have closed only its sending side and wait for the
+    /// answer, or be gone. It gets the benefit of the doubt for a moment; a write to a caller that is
+    /// gone tells sooner.
+    fn note_half_close(&mut self, downstream_id: usize) {
+        let Some(downstream) = self.downstreams.get(downstream_id) else {
+            return;
+        };
+        let Some(exchange_id) = downstream.exchange else {
+            return;
+        };
+        if !downstream.session.io.read_closed {
+            return;
+        }
+        let exchange = &mut self.exchanges[exchange_id];
+        if exchange.stage != Stage::Tunnel && exchange.abandon_ms == 0 {
+            exchange.abandon_ms = self.clock.now_ms() + HALF_CLOSE_MS;
+            let deadline_ms = exchange.abandon_ms;
+            self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+        }
     }
 
     /// A closing session throws away what still comes, until FIN.

@@ -222,6 +222,8 @@ pub(crate) struct Exchange {
     pub(crate) answered_us: u64,
     /// The route's deadline in ms, 0 for none.
     pub(crate) deadline_ms: u64,
+    /// When a caller that sent FIN counts as gone, in ms; 0 for none.
+    pub(crate) abandon_ms: u64,
     /// When something moved last, in ms.
     pub(crate) progress_ms: u64,
     pub(crate) upstream_address: Option<Address>,

@@ -13,9 +13,6 @@ use crate::exchange::Exchange;
 use crate::stream::Peer;
 use crate::trace::TraceContext;
 
-/// Headers that tell who the caller is: never believed from a caller.
-const IDENTITY_HEADERS: [&str; 2] = ["x-forwarded-client-cert", "x-meshfast-"];
-
 /// Appends the request head for the upstream.
 pub(crate) fn write_request(
     exchange: &Exchange,
@@ -41,7 +38,7 @@ pub(crate) fn write_request(
     let mut has_host = false;
     for header in &head.headers {
         let skipped = header.hop_by_hop
-            || is_identity(header, bytes)
+            || is_identity(header.kind)
             || (is_edge && header.kind == Name::XForwardedFor)
             || (is_edge && header.kind == Name::XForwardedProto)
             || (has_new_trace && TraceContext::is_trace_header(header.kind));
@@ -120,14 +117,9 @@ fn write_forwarded(head: &RequestHead, bytes: &[u8], peer: Peer, out: &mut Vec<u
     out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
 }
 
-fn is_identity(header: &Header, bytes: &[u8]) -> bool {
-    header.kind == Name::Other
-        && IDENTITY_HEADERS.iter().any(|name| {
-            let given = header.name.of(bytes);
-            given.len() >= name.len()
-                && given[..name.len()].eq_ignore_ascii_case(name.as_bytes())
-                && (name.ends_with('-') || given.len() == name.len())
-        })
+/// Headers that tell who the caller is or how a peer proxy reads it: never believed from a caller.
+fn is_identity(kind: Name) -> bool {
+    matches!(kind, Name::XForwardedClientCert | Name::XMeshfast)
 }
 
 /// Appends an interim (1xx) response; HTTP/1.0 knows none (RFC 9110 15.2).

@@ -53,9 +53,14 @@ impl Session {
         }
     }
 
-    /// Reads once into `input`; `true` when something came: bytes or the end of the stream.
-    pub(crate) fn read(&mut self, scratch: &mut [u8]) -> bool {
-        if !self.io.readable || self.io.read_closed || self.io.broken || self.input.is_high() {
+    /// Reads once into `input`, which should not exceed `input_max` by more than one read; `true` when
+    /// something came: bytes or the end of the stream.
+    pub(crate) fn read(&mut self, scratch: &mut [u8], input_max: usize) -> bool {
+        if !self.io.readable
+            || self.io.read_closed
+            || self.io.broken
+            || self.input.len() >= input_max
+        {
             return false;
         }
         match self.stream.read(scratch) {

@@ -224,7 +224,8 @@ impl Worker {
             let Some(upstream) = self.upstreams.get_mut(upstream_id) else {
                 return;
             };
-            let came = upstream.session.read(&mut self.scratch);
+            let input_max = self.limits.buffer_bytes_max();
+            let came = upstream.session.read(&mut self.scratch, input_max);
             let Some(exchange_id) = upstream.exchange else {
                 return self.idle_upstream_spoke(upstream_id);
             };
