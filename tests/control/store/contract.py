@@ -289,10 +289,14 @@ class StoreContract:
                 store.watch("", after=forgotten)
         with pytest.raises(CompactedError):
             watch.poll()
-        entry = store.read("a", at=second)
-        assert entry is not None
-        assert entry.value == b"2"
         assert drain(store.watch("", after=second)) == [(third, ["b"])]
+
+    def test_compaction_keeps_every_later_state(self, store: Store) -> None:
+        revisions = [put(store, "a", b"%d" % i) for i in range(4)]
+        revisions.append(delete(store, "a"))
+        store.compact(revisions[1])
+        states = [store.scan("", at=at).entries for at in revisions[1:]]
+        assert [[e.value for e in state] for state in states] == [[b"1"], [b"2"], [b"3"], []]
 
     def test_compaction_to_the_end_keeps_the_state(self, harness: Harness, store: Store) -> None:
         put(store, "a", b"1")

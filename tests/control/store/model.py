@@ -187,6 +187,8 @@ class ModelledStore(RuleBasedStateMachine):
             return
         self.store.compact(self.model.revisions[index])
         self.model.compacted = index
+        for kept in range(index, len(self.model.revisions)):
+            self.read_back("", kept)
 
     @rule(prefix=prefixes, pick=picks)
     def watch(self, prefix: str, pick: int) -> None:
