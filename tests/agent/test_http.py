@@ -1,12 +1,17 @@
 """The metrics socket against clients of every kind: strict, bounded, never held up."""
 
+import itertools
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meshfast.agent import http
 from meshfast.agent.http import CONNECTIONS_MAX, HEAD_BYTES_MAX
+from meshfast.agent.loop import Loop
+from meshfast.agent.process import SCRAPES_MAX
 from tests.agent.conftest import Start
 from tests.agent.fakes.recorded import http_series
 from tests.agent.harness import Supervised, response, wait_for
@@ -136,6 +141,43 @@ def test_those_who_do_not_read_do_not_hold_up_others(start: Start) -> None:
     finally:
         for client in deaf:
             client.close()
+
+
+def test_scrapes_at_a_time_are_limited_and_free_again_when_clients_go(start: Start) -> None:
+    agent = start()
+    agent.record(http=[http_series(5, source_app=f"app-{number}") for number in range(500)])
+    deaf = [agent.connect() for _ in range(SCRAPES_MAX)]
+    for client in deaf:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    status, headers, _ = agent.request("/metrics")
+    assert (status, headers["retry-after"]) == (503, "1")
+    for client in deaf:
+        client.close()
+    wait_for(lambda: agent.request("/metrics")[0] == 200)
+
+
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "RESPONSE_S", 0.2)
+    loop = Loop()
+    listening = socket.create_server(("127.0.0.1", 0))
+    body = itertools.repeat(b"x" * 65536)
+    ended = []
+
+    class Watched(http.Server):
+        def ended(self, connection: Any) -> None:
+            super().ended(connection)
+            ended.append(connection)
+            loop.stop()
+
+    server = Watched(loop, listening.fileno(), {"/endless": lambda _: http.Response(200, body)})
+    with socket.create_connection(listening.getsockname()) as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")
+        loop.call_later(5, loop.stop)
+        loop.run()
+        assert len(ended) == 1
+    listening.detach()
+    vars(server)["_socket"].close()
 
 
 def test_a_scrape_of_many_series_is_interleaved_with_other_work(start: Start) -> None:

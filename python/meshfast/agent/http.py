@@ -166,6 +166,7 @@ class _Connection:
         self._deadline.cancel()
         self._watch(0, self._on_head)
         self._socket.close()
+        self._pieces = iter(())  # whatever the body held is free now
         self._server.ended(self)
 
     def _watch(self, events: int, call: Callable[[int], None]) -> None:

@@ -33,7 +33,7 @@ from meshfast.telemetry.processes import Processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
     from meshfast.agent.channel import Message
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "main"]
 
 FLUSH_S = 1.0
+SCRAPES_MAX = 4  # at a time; each holds up to 8 MB of series while its client reads
 
 
 def main(settings_json: bytes) -> NoReturn:
@@ -71,6 +72,7 @@ class Agent:
         """Begin to serve; `run` does the rest."""
         self._loop = Loop()
         self._source = source
+        self._scrapes = 0
         self._state = "starting"
         self._log = Log(settings.log_level)
         self._facts = AgentFacts(settings.product_version, settings.generation)
@@ -157,6 +159,16 @@ class Agent:
         return Response(200 if self._state == "ready" else 503, f"{self._state}\n".encode())
 
     def _metrics(self, request: Request) -> Response:
+        if self._scrapes >= SCRAPES_MAX:
+            return Response(503, b"too many scrapes at a time\n", headers="Retry-After: 1\r\n")
         content_type = negotiate(request.accept)
-        families = collect(self._source, self._facts, self._processes)
-        return Response(200, write(families, content_type), content_type)
+        return Response(200, self._scrape(content_type), content_type)
+
+    def _scrape(self, content_type: str) -> Iterator[bytes]:
+        """The pieces of one scrape, which holds a reading of all series until its end."""
+        self._scrapes += 1
+        try:
+            families = collect(self._source, self._facts, self._processes)
+            yield from write(families, content_type)
+        finally:
+            self._scrapes -= 1
