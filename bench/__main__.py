@@ -13,13 +13,11 @@ import argparse
 import dataclasses
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -37,7 +35,7 @@ from bench.candidates import (
 )
 from bench.cases import CASES
 from bench.measurement import Contestant, Run, Settings
-from bench.processes import HarnessError
+from bench.processes import HarnessError, end_on_signals
 from bench.report import AGAIN, SUBJECT, Report, as_json, as_markdown, print_report, report_case
 
 RESULTS = BENCH / "RESULTS.md"
@@ -50,23 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; return the exit code."""
     options = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
-    signal.signal(signal.SIGTERM, leave)
+    end_on_signals()
     try:
         report = measure(options, console)
     except (HarnessError, MissingError) as error:
         console.print(f"bench failed: {error}", markup=False, highlight=False, style="red")
         return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     print_report(report, console)
     for path in write(report, options):
         console.print(f"written: {path}", highlight=False)
     return 0
-
-
-def leave(_number: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exit that stops what was started."""
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

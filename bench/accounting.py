@@ -75,10 +75,10 @@ class CoreTime:
 
 
 def read_text(path: Path) -> str | None:
-    """Read a file of /proc; None when the process is gone."""
+    """Read a file of /proc; None when the process is gone or not ours to read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
         return None
 
 

@@ -20,7 +20,7 @@ import subprocess
 from dataclasses import dataclass
 
 from bench.candidates import MissingError
-from bench.processes import HarnessError, WrongResponseError
+from bench.processes import HarnessError, WrongResponseError, signals_deferred
 
 GRACE_S = 10.0
 RESPONSE_S = 10.0
@@ -85,18 +85,20 @@ def run_wrk(port: int, clients: int, seconds: float, core: int) -> Load:
     """
     command = wrk_command(port, clients, seconds, core)
     before = children_cpu_ns()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process: subprocess.Popen[str] | None = None
     try:
+        with signals_deferred():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         output = report_of(process, seconds)
     finally:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.kill()
             process.wait()
     if process.returncode != 0:

@@ -5,7 +5,8 @@ what it started. Nothing is ever stopped by name: only process ids that belong t
 checked against their start time so that a reused id is never hit.
 
 Invariants:
-1. When `running` is left, by whatever exit, no process of it is left and its directory is removed.
+1. When `running` is left, by whatever exit, no process of it is left and its directory is removed;
+   a signal that comes in the middle of a start or a stop waits for its end.
 2. `running` yields only after a good response came through, or raises HarnessError with the output.
 
 Tests: bench/tests/test_processes.py.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from bench import accounting
 
@@ -106,26 +108,67 @@ def running(
     expected_body: None where no plain client can ask; then an accepted connection is enough.
     Raises HarnessError when it exits or does not answer rightly in time.
     """
-    directory = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
+    directory: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
     try:
-        command = ("taskset", "--cpu-list", str(core), *arguments(directory))
-        with (directory / "output").open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment(directory),
-                start_new_session=True,
-            )
+        with signals_deferred():
+            directory = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
+            command = ("taskset", "--cpu-list", str(core), *arguments(directory))
+            with (directory / "output").open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment(directory),
+                    start_new_session=True,
+                )
         started = Running(name, process.pid, port, command, directory)
-        try:
-            await_good_response(started, process, expected_body, ready_s)
-            yield started
-        finally:
-            stop(process)
+        await_good_response(started, process, expected_body, ready_s)
+        yield started
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        with signals_deferred():
+            if process is not None:
+                stop(process)
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+class Signals:
+    """Whether a signal may end the program now, and the one that has to wait until it may."""
+
+    deferred = 0
+    waiting: int | None = None
+
+
+def end_on_signals() -> None:
+    """Make SIGINT and SIGTERM an exit (128 + number) that unwinds and stops what was started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """Exit now, or when the last `signals_deferred` is left."""
+    if Signals.deferred:
+        Signals.waiting = number
+    else:
+        raise SystemExit(128 + number)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Hold signals back while a process is started or stopped.
+
+    The signal mask is left alone: a started process would inherit it.
+    """
+    Signals.deferred += 1
+    try:
+        yield
+    finally:
+        Signals.deferred -= 1
+    if Signals.waiting is not None and not Signals.deferred:
+        number, Signals.waiting = Signals.waiting, None
+        raise SystemExit(128 + number)
 
 
 def environment(directory: Path) -> dict[str, str]:

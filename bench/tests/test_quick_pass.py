@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from bench import accounting
 from bench.candidates import BENCH
 from bench.processes import wait_until
@@ -31,11 +33,12 @@ def bench(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def command_lines() -> list[str]:
-    """Read the command line of every process."""
+def left_behind(tmp_path: Path) -> list[str]:
+    """Name the processes whose environment says that they came from this test."""
     return [
-        accounting.read_text(Path("/proc") / str(pid) / "cmdline") or ""
+        accounting.name(pid)
         for pid in accounting.process_ids()
+        if str(tmp_path) in (accounting.read_text(Path("/proc") / str(pid) / "environ") or "")
     ]
 
 
@@ -70,11 +73,15 @@ def test_a_quick_pass_measures_reports_and_leaves_nothing(
     assert {memory["label"] for memory in data["memory"]} == {"relay", "nginx"}
 
     assert list((tmp_path / "temporary").iterdir()) == []
-    assert not [line for line in command_lines() if str(tmp_path) in line]
+    assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("directories", "number"),
+    [(1, signal.SIGINT), (2, signal.SIGTERM), (3, signal.SIGINT), (4, signal.SIGTERM)],
+)
 def test_a_pass_that_is_told_to_stop_leaves_nothing(
-    tmp_path: Path, need: Callable[..., None]
+    tmp_path: Path, need: Callable[..., None], number: signal.Signals, directories: int
 ) -> None:
     need("nginx", "wrk", "cc", "taskset")
     temporary = tmp_path / "temporary"
@@ -90,15 +97,16 @@ def test_a_pass_that_is_told_to_stop_leaves_nothing(
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        # The origin, two candidates and the control have their directories: the load is on.
-        wait_until("all started", 30, lambda: len(list(temporary.iterdir())) == 4)
-        process.terminate()
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        # The origin, two candidates, the control: the n-th is being started when its directory is
+        # there, which is the moment in which a process could be left without a keeper.
+        wait_until("started", 30, lambda: len(list(temporary.glob("bench-*"))) == directories)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
     finally:
         process.kill()
         process.wait()
     assert list(temporary.iterdir()) == []
-    assert not [line for line in command_lines() if str(tmp_path) in line]
+    assert left_behind(tmp_path) == []
 
 
 def test_a_named_candidate_that_is_absent_ends_with_how_to_get_it(
