@@ -134,7 +134,10 @@ class Writer:
         self.leases = Leases(connection.execute("SELECT id, ttl_ms FROM leases"), clock_ms())
         self._jobs: queue.Queue[_Job | None] = queue.Queue(JOBS_MAX)
         self._door = threading.Lock()
+        # Why nothing is taken any more. Closing sets it too, but then what was accepted is
+        # finished; `_broken` belongs to the writer's thread and means that nothing can be.
         self._refusal = ""
+        self._broken = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -190,7 +193,7 @@ class Writer:
             jobs, going_on = self._gather()
             self._expire()
             self._turn([job for job in jobs if job.future.set_running_or_notify_cancel()])
-            if self._refusal and going_on:
+            if self._broken:
                 self._refuse_waiting()
                 break
         self._connection.close()
@@ -252,13 +255,13 @@ class Writer:
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         """Answer a turn that was not committed."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
-        if code == sqlite3.SQLITE_FULL and not self._refusal:
+        if code == sqlite3.SQLITE_FULL and not self._broken:
             if len(jobs) > 1:  # one large write must not fail the small ones beside it
                 for job in jobs:
                     self._turn([job])
                 return
             answer: StoreError = FullError(f"no room for the write: {error}")
-        elif code == sqlite3.SQLITE_BUSY and not self._refusal:
+        elif code == sqlite3.SQLITE_BUSY and not self._broken:
             answer = BusyError("another process holds the store's files")
         else:
             self._stop(error)
@@ -267,6 +270,7 @@ class Writer:
             job.future.set_exception(answer)
 
     def _stop(self, error: Exception) -> None:
+        self._broken = True
         with self._door:
             self._refusal = f"the store stopped after an error, open it again: {error}"
 
@@ -287,7 +291,7 @@ class Writer:
             self._turn([job])
             if job.future.exception() is None:
                 continue
-            ttl_ms = None if self._refusal else self._ttl(lease)
+            ttl_ms = None if self._broken else self._ttl(lease)
             if ttl_ms is not None:
                 self.leases.add(lease, ttl_ms, self._clock_ms())
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -159,6 +160,22 @@ def test_a_full_store_takes_writes_again_after_a_compaction(store: SqliteStore) 
     assert store.revision() == at
     store.compact(at)
     assert store.transact(put("a", b"x" * 20_000)).n == at.n + 1
+
+
+def test_closing_during_a_turn_finishes_what_waits(store: SqliteStore) -> None:
+    gate = Gate(store)
+    waiting = [store.submit(put(f"k{i}")) for i in range(200)]  # more than one turn
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    deadline = time.monotonic() + 10
+    while not store._writer._refusal:
+        assert time.monotonic() < deadline, "closing did not begin"
+        time.sleep(0.001)
+    with pytest.raises(UnavailableError):
+        store.submit(put("late"))
+    gate.open()
+    closing.join()
+    assert [error_of(future) for future in waiting] == [None] * len(waiting)
 
 
 def test_a_write_that_ended_unknown_stops_the_store(tmp_path: Path) -> None:
