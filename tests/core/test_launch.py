@@ -15,12 +15,11 @@ from meshfast.policy import SlotAllocator, Source, compile_source
 from meshfast.supervisor.settings import Settings
 
 OPTIONS = launch.Options(
-    source=Source(listen=":8080", to="127.0.0.1:9000"),
+    source=Source(listen=":8080", to="127.0.0.1:9000", access_log="off"),
     workers=2,
     drain_ms=45_000,
     metrics_address="127.0.0.1:15020",
     metrics_fallback=True,
-    access_log="off",
     log_level="info",
     instance="default",
     runtime_dir="/run/meshfast",

@@ -83,7 +83,13 @@ def test_a_source_has_exactly_one_form(source: Source) -> None:
 
 def test_settings_of_the_agent_are_a_source() -> None:
     settings = {"listen": ":80", "to": "a:1", "access_log": "off", "dns_refresh_s": 5}
-    assert msgspec.convert(settings, Source) == Source(listen=":80", to="a:1")
+    assert msgspec.convert(settings, Source) == Source(listen=":80", to="a:1", access_log="off")
+
+
+def test_workers_write_no_log_that_nobody_reads() -> None:
+    for access_log, disabled in (("off", True), ("/dev/stdout", False)):
+        source = Source(listen=":80", to="127.0.0.1:1", access_log=access_log)
+        assert compiled(source, SlotAllocator()).access_log_disabled is disabled
 
 
 def test_a_refused_source_leaves_the_allocator_as_it_was(tmp_path: Path) -> None:
