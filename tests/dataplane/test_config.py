@@ -99,7 +99,10 @@ def test_weights_are_shares(tmp_path: Path) -> None:
     with echo_origin("one") as one, echo_origin("two") as two:
         config = tmp_path / "mesh.yaml"
         config.write_text(
-            GATEWAY.format(port=port) + ROUTES.format() + routes + entry("one", one)
+            GATEWAY.format(port=port)
+            + ROUTES.format()
+            + routes
+            + entry("one", one)
             + entry("two", two)
         )
         with Proxy(["-c", str(config)], tmp_path):

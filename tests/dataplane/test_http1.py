@@ -1,4 +1,4 @@
-"""HTTP/1 through a whole proxy: keep-alive, bodies, versions, interim answers, upgrades, tunnels."""
+"""HTTP/1 through a whole proxy: keep-alive, bodies, versions, interim answers, tunnels."""
 
 from __future__ import annotations
 
@@ -102,8 +102,9 @@ def test_a_slow_reader_stops_the_upstream(tmp_path: Path) -> None:
             client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert stopped.wait(20), "the upstream was never held back"
             assert sent < 40 * 1024 * 1024
-            sizes = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in
-                     proxy.children()]
+            sizes = [
+                int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in proxy.children()
+            ]
             assert max(sizes) * 4096 < 60 * 1024 * 1024
 
 
@@ -145,8 +146,13 @@ def test_a_response_without_length_ends_with_the_connection(tmp_path: Path) -> N
             assert response.body == b"until the end"
 
 
-@pytest.mark.parametrize("cut", [b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
-                                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha",
+    ],
+)
 def test_a_response_that_breaks_off_never_looks_complete(tmp_path: Path, cut: bytes) -> None:
     def script(client: Client) -> None:
         origin.request(client)
@@ -173,8 +179,9 @@ def test_expect_100_continue_waits_for_the_upstream(tmp_path: Path) -> None:
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
-                        b"Expect: 100-continue\r\n\r\n")
+            client.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            )
             assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
             client.send(b"hello")
             assert client.response().body == b"ok"
@@ -187,8 +194,9 @@ def test_a_final_answer_instead_of_100_keeps_the_framing(tmp_path: Path) -> None
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
-                        b"Expect: 100-continue\r\n\r\n")
+            client.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            )
             response = client.response()
             assert (response.status, response.body) == (413, b"no")
             assert client.is_closed(), "whether the body follows is not known"
@@ -210,7 +218,7 @@ def test_interim_responses_pass_and_a_flood_does_not(tmp_path: Path) -> None:
         count = 11
         with Client(port) as client:
             client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            statuses = []
+            statuses: list[int] = []
             while not statuses or statuses[-1] == 103:
                 statuses.append(client.response().status)
             assert statuses == [103] * 10 + [502]
@@ -234,16 +242,19 @@ def test_an_upgrade_becomes_a_relay_of_bytes(tmp_path: Path) -> None:
     def script(client: Client) -> None:
         head = client.read_until(b"\r\n\r\n")
         assert b"upgrade: websocket" in head.lower()
-        client.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
-                    b"Upgrade: websocket\r\n\r\nfirst")
+        client.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\nfirst"
+        )
         while data := client.socket.recv(65536):
             client.send(data[::-1])
         client.send(b"bye")
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:
-            client.send(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-                        b"Upgrade: websocket\r\n\r\n")
+            client.send(
+                b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            )
             assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
             assert client.read_exactly(5) == b"first"
             for word in (b"abc", b"\x00\xff" * 100):
@@ -267,8 +278,10 @@ def test_bytes_behind_an_upgrade_wait_for_the_101(tmp_path: Path) -> None:
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:
-            client.send(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-                        b"Upgrade: websocket\r\n\r\nGET /admin HTTP/1.1\r\n\r\n")
+            client.send(
+                b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\n\r\nGET /admin HTTP/1.1\r\n\r\n"
+            )
             assert client.response().status == 400
     assert seen == [b""]
 
@@ -276,8 +289,9 @@ def test_bytes_behind_an_upgrade_wait_for_the_101(tmp_path: Path) -> None:
 def test_an_unasked_101_is_refused(tmp_path: Path) -> None:
     def script(client: Client) -> None:
         client.read_until(b"\r\n\r\n")
-        client.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
-                    b"Upgrade: websocket\r\n\r\n")
+        client.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:

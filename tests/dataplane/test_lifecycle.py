@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataplane.harness import Client, Origin, echo_origin, forwarding, wait_for
+from tests.dataplane.harness import Client, Origin, Proxy, echo_origin, forwarding, wait_for
 
 
 class Load:
@@ -64,6 +64,11 @@ class Load:
         if client:
             client.close()
 
+    def goes_on(self) -> None:
+        """Wait until 100 more requests have been answered well."""
+        count = self.outcomes["ok"]
+        wait_for("traffic to go on", lambda: self.outcomes["ok"] > count + 100)
+
     def stop(self) -> Counter[str]:
         """Stop and return what happened."""
         self._stop.set()
@@ -82,22 +87,28 @@ def test_a_killed_worker_costs_only_what_it_carried(tmp_path: Path) -> None:
     with echo_origin() as origin, forwarding(origin, tmp_path, workers=2) as (proxy, port):
         with Load(port) as load:
             for _ in range(5):
-                before = set(proxy.children())
-                victim = max(pid for pid in before if is_worker(pid))
-                os.kill(victim, signal.SIGKILL)
-                killed = time.monotonic()
-                wait_for(
-                    "a successor",
-                    lambda before=before: [pid for pid in proxy.children() if pid not in before],
-                )
-                assert time.monotonic() - killed < 0.5
-                count = load.outcomes["ok"]
-                wait_for("traffic to go on", lambda count=count: load.outcomes["ok"] > count + 100)
+                kill_a_worker(proxy)
+                load.goes_on()
             outcomes = load.stop()
         assert outcomes["refused"] == 0, outcomes
         assert outcomes["hung"] == 0, outcomes
         assert outcomes["broken"] <= 5 * 8, outcomes
         assert not [key for key in outcomes if key.startswith("status")], outcomes
+
+
+def kill_a_worker(proxy: Proxy) -> None:
+    """Kill one; its successor must be there within half a second."""
+    before = set(proxy.children())
+    os.kill(max(pid for pid in before if is_worker(pid)), signal.SIGKILL)
+    wait_for("a successor", lambda: set(proxy.children()) - before, 0.5)
+
+
+def restart(proxy: Proxy) -> None:
+    """Restart in place; return when every child is a new one and the proxy is ready."""
+    before = set(proxy.children())
+    proxy.process.send_signal(signal.SIGUSR2)
+    wait_for("every child to be replaced", lambda: not before & set(proxy.children()), 40)
+    wait_for("readiness", lambda: proxy.get("/healthz/ready")[0] == 200)
 
 
 def is_worker(pid: int) -> bool:
@@ -143,16 +154,8 @@ def test_hot_restart_fails_no_request(tmp_path: Path) -> None:
     with echo_origin() as origin, forwarding(origin, tmp_path, workers=2) as (proxy, port):
         with Load(port) as load:
             for _ in range(3):
-                before = set(proxy.children())
-                proxy.process.send_signal(signal.SIGUSR2)
-                wait_for(
-                    "every child to be replaced",
-                    lambda before=before: not before & set(proxy.children()),
-                    40,
-                )
-                wait_for("readiness", lambda: proxy.get("/healthz/ready")[0] == 200)
-                count = load.outcomes["ok"]
-                wait_for("traffic to go on", lambda count=count: load.outcomes["ok"] > count + 100)
+                restart(proxy)
+                load.goes_on()
             outcomes = load.stop()
         assert set(outcomes) == {"ok"}, outcomes
 

@@ -49,7 +49,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     drain_ms: int
     metrics_address: str
     metrics_fallback: bool
-    access_log: str
     log_level: str
     instance: str
     runtime_dir: str
@@ -96,7 +95,6 @@ def settings(
     }
     agent = {
         **msgspec.to_builtins(options.source),
-        "access_log": options.access_log,
         "metrics_socket": "metrics",
         "dns_refresh_s": DNS_REFRESH_S,
         "version": options.version,

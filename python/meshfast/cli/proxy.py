@@ -144,14 +144,15 @@ def proxy(
     explicit = ctx.get_parameter_source("metrics_address") is not ParameterSource.DEFAULT
     runtime_dir = options["runtime_dir"] or launch.default_runtime_dir(os.environ, os.getuid())
     access_log = options["access_log"]
+    if access_log != "off":
+        access_log = str(Path(access_log).absolute())
     launch.serve(
         launch.Options(
-            source=source,
+            source=msgspec.structs.replace(source, access_log=access_log),
             workers=workers or min(cpus(), WORKERS_MAX),
             drain_ms=options["drain_ms"],
             metrics_address=options["metrics_address"],
             metrics_fallback=not explicit,
-            access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
             log_level=options["log_level"],
             instance=options["instance"],
             runtime_dir=str(Path(runtime_dir).absolute()),

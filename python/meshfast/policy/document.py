@@ -157,6 +157,7 @@ class Document(_Part, frozen=True, kw_only=True):
     workload: Workload
     listeners: tuple[Listener, ...]
     clusters: tuple[Cluster, ...]
+    access_log_disabled: bool = False
 
 
 def encode_document(document: Document) -> bytes:

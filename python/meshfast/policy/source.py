@@ -17,7 +17,7 @@ import msgspec
 from meshfast.errors import ConfigError
 from meshfast.policy.blame import locate
 from meshfast.policy.compile import compile
-from meshfast.policy.document import encode_document
+from meshfast.policy.document import Document, encode_document
 from meshfast.policy.forward import forward_proxy, static_forward
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded, load_file, load_text, render_yaml
@@ -34,6 +34,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     - `listen` and `to`: what `proxy --listen A --to B` stands for.
     - `listen` and `forward`: an HTTP forward proxy.
 
+    `access_log` is where lines go; `off` means that workers need not write any.
     Unknown keys are skipped, so `msgspec.convert(agent_settings, Source)` takes the settings of the
     agent as they are.
     """
@@ -42,6 +43,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     listen: str | None = None
     to: str | None = None
     forward: bool = False
+    access_log: str = "/dev/stdout"
 
 
 def compile_source(
@@ -58,8 +60,7 @@ def compile_source(
 
     Raises ConfigError with every problem found; the allocator is unchanged then.
     """
-    resources = load_source(source)
-    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    _, document = _compile(source, generation, allocator, resolve)
     return encode_document(document)
 
 
@@ -77,8 +78,7 @@ def build_source(
     ConfigError with the place in the source; the slots of the refused document stay with their
     endpoints until they are released.
     """
-    resources = load_source(source)
-    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    resources, document = _compile(source, generation, allocator, resolve)
     encoded = encode_document(document)
     try:
         return encoded, build(encoded)
@@ -95,3 +95,12 @@ def load_source(source: Source) -> list[Loaded]:
     if source.to is not None:
         return load_text(render_yaml(static_forward(source.listen, source.to)), "--listen --to")
     return load_text(render_yaml(forward_proxy(source.listen)), "--listen --forward")
+
+
+def _compile(
+    source: Source, generation: int, allocator: SlotAllocator, resolve: Resolve
+) -> tuple[list[Loaded], Document]:
+    resources = load_source(source)
+    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    disabled = source.access_log == "off"
+    return resources, msgspec.structs.replace(document, access_log_disabled=disabled)

@@ -58,6 +58,13 @@ impl Worker {
         } else {
             self.report_tunnel(exchange_id, 1);
         }
+        if self.exchanges[exchange_id]
+            .generation
+            .snapshot
+            .access_log_disabled
+        {
+            return;
+        }
         let mut line = std::mem::take(&mut self.recorder.line);
         line.clear();
         self.write_line(exchange_id, duration_us, &mut line);

@@ -139,7 +139,7 @@ impl Worker {
         }
         let share = WorkerShare::take(&memory, settings.slot);
         let snapshot = os::owned(settings.snapshot_fd)?;
-        let generation = load(&snapshot, settings.generation)?;
+        let generation = load(&snapshot, settings.generation, None)?;
         share
             .line
             .generations(settings.generation, settings.generation);
@@ -478,7 +478,8 @@ impl Worker {
                     self.reregister();
                 }
             }
-            (Order::Snapshot { generation }, Some(blob)) => match load(&blob, generation) {
+            (Order::Snapshot { generation }, Some(blob)) => match self.load_next(&blob, generation)
+            {
                 Ok(loaded) => self.apply(loaded, generation),
                 // The agent validated it with the same code, so this is a broken descriptor: the
                 // last good snapshot stays.
@@ -486,6 +487,10 @@ impl Worker {
             },
             _ => self.rejected("control_message_without_descriptor"),
         }
+    }
+
+    fn load_next(&self, blob: &OwnedFd, number: u64) -> io::Result<Rc<Generation>> {
+        load(blob, number, Some(&self.generation.snapshot))
     }
 
     fn apply(&mut self, loaded: Rc<Generation>, number: u64) {
@@ -675,9 +680,14 @@ impl Place {
     }
 }
 
-fn load(blob: &OwnedFd, expected: u64) -> io::Result<Rc<Generation>> {
+/// Reads a published blob; `current` lends what is compiled already.
+fn load(blob: &OwnedFd, expected: u64, current: Option<&Snapshot>) -> io::Result<Rc<Generation>> {
     let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let snapshot = os::map_private(blob.as_fd(), Snapshot::decode)?
+    let decode = |bytes: &[u8]| match current {
+        Some(current) => current.decode_next(bytes),
+        None => Snapshot::decode(bytes),
+    };
+    let snapshot = os::map_private(blob.as_fd(), decode)?
         .map_err(|error| refused(format!("snapshot: {error}")))?;
     if snapshot.generation != expected {
         return Err(refused(format!(

@@ -91,6 +91,7 @@ mod tests {
             },
             listeners: Vec::new(),
             clusters: Vec::new(),
+            access_log_disabled: false,
         };
         let blob = encode(&document);
         (document, blob)

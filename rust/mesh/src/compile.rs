@@ -48,6 +48,7 @@ pub(crate) fn compile(document: Document, earlier: Option<&Patterns>) -> Result<
     compiler.problems.settle(Some(Snapshot {
         generation: document.generation,
         workload: document.workload,
+        access_log_disabled: document.access_log_disabled,
         listeners,
         clusters,
         patterns: compiler.patterns,

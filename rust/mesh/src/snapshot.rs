@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// The upstreams; routes name them by index.
     pub clusters: Vec<Cluster>,
+    /// Nobody reads the access log, so no line is written.
+    pub access_log_disabled: bool,
     /// Every regular expression of the routes, for the next snapshot to take over.
     pub(crate) patterns: Patterns,
 }
@@ -161,6 +163,7 @@ impl Snapshot {
             version: document::VERSION,
             generation: self.generation,
             workload: self.workload.clone(),
+            access_log_disabled: self.access_log_disabled,
             listeners: self
                 .listeners
                 .iter()

@@ -84,7 +84,7 @@ fn cluster(name: &str, balancer: &str, weights: &[u32], first_slot: usize) -> Va
 }
 
 fn document(virtual_hosts: Value, tcp_routes: Value, clusters: Value) -> Value {
-    json!({"version": 1, "generation": 3, "workload": workload(),
+    json!({"version": 1, "generation": 3, "access_log_disabled": true, "workload": workload(),
            "listeners": [
                {"name": "http", "direction": "outbound", "protocol": "HTTP",
                 "forward_proxy": true, "virtual_hosts": virtual_hosts, "tcp_routes": []},

@@ -1,7 +1,7 @@
 """`meshfast demo`: the story of one service in two versions behind a proxy, live, with a verdict.
 
-Everything in it is real: the services are processes, the proxy is this installation's `meshfast`, the
-load goes over sockets. It exits with 1 when any act did not come out as it should.
+Everything in it is real: the services are processes, the proxy is this installation's `meshfast`,
+the load goes over sockets. It exits with 1 when any act did not come out as it should.
 
 Tests: tests/demo/test_demo.py.
 """

@@ -1,7 +1,7 @@
 """The demo's application: an ordinary HTTP service that knows nothing of meshfast.
 
-Run as `python -I -m meshfast.cli.demo.service NAME VERSION PORT`. It answers every GET with its name
-and version as JSON and keeps connections alive, as any service does.
+Run as `python -I -m meshfast.cli.demo.service NAME VERSION PORT`. It answers every GET with its
+name and version as JSON and keeps connections alive, as any service does.
 
 Tests: tests/demo/test_demo.py.
 """

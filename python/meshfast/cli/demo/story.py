@@ -107,8 +107,7 @@ class Stage:
         for version, port in services:
             module = ["-I", "-m", "meshfast.cli.demo.service", "payment", version, str(port)]
             self._start([sys.executable, *module])
-        for port in self.service_ports:
-            _wait_until("the services to answer", lambda port=port: _accepts(port))
+        _wait_until("the services to answer", lambda: all(map(_accepts, self.service_ports)))
         self.proxy = self._start(
             [
                 str(meshfast),

@@ -31,6 +31,7 @@ pub(crate) struct Document {
     pub(crate) workload: Workload,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) clusters: Vec<Cluster>,
+    pub(crate) access_log_disabled: bool,
 }
 
 /// One running instance as the telemetry labels name it; an empty string is "unknown".

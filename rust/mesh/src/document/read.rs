@@ -214,7 +214,8 @@ read_names!(Balancer:
 read_names!(Direction: "gateway" => Gateway, "inbound" => Inbound, "outbound" => Outbound);
 read_names!(Protocol: "HTTP" => Http, "TCP" => Tcp);
 
-read_members!(Document: version, generation, workload, listeners, clusters;);
+read_members!(Document:
+    version, generation, workload, listeners, clusters; access_log_disabled);
 read_members!(Workload: name, namespace, app, revision; principal);
 read_members!(Service: host, name, namespace;);
 read_members!(Listener: name, direction, protocol; forward_proxy, virtual_hosts, tcp_routes);
