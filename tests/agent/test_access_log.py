@@ -1,5 +1,6 @@
 """Access-log lines on their way out: every kind of output, full, blocked, gone and reopened."""
 
+import contextlib
 import json
 import os
 import re
@@ -79,10 +80,10 @@ def open_output(kind: str, directory: Path) -> tuple[int, int]:
     return os.open(path, os.O_RDONLY), writing
 
 
-def read_now(fd: int) -> bytes:
+def read_now(fd: int, limit: int = 1 << 20) -> bytes:
     os.set_blocking(fd, False)
     try:
-        return os.read(fd, 1 << 20)
+        return os.read(fd, limit)
     except BlockingIOError:
         return b""
 
@@ -157,6 +158,31 @@ def test_a_blocked_pipe_holds_up_nothing_and_lines_stay_whole(start: Start) -> N
     got = numbers(bytes(received))
     assert got == sorted(set(got))
     os.close(reading)
+
+
+def test_lines_of_two_writers_to_a_pipe_do_not_mix(start: Start) -> None:
+    reading, writing = os.pipe()
+    agent = start(access_log="/dev/stdout", stdout=writing)
+    # The other writer gets a description of its own, so that it may be told not to block.
+    other = os.open(f"/proc/self/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK)
+    agent.log_lines(lines(0, 60, width=500))
+    received = bytearray()
+    sent, written = 60, 0
+
+    def enough() -> bool:
+        nonlocal sent, written
+        received.extend(read_now(reading, 3000))
+        if write_if_there_is_room(agent, lines(sent, 7, width=500)):
+            sent += 7
+        with contextlib.suppress(BlockingIOError):
+            written += os.write(other, b'{"n":-1}\n')
+        return written > 900 and sent > 1000
+
+    wait_for(enough)
+    whole = bytes(received[: received.rindex(b"\n") + 1])
+    assert {-1, 0, 300} <= set(numbers(whole))
+    for fd in (reading, writing, other):
+        os.close(fd)
 
 
 def test_a_reader_that_went_away_drops_and_counts(start: Start) -> None:

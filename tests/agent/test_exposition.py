@@ -29,7 +29,7 @@ PROMETHEUS = (
 # The library has no types here.
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
 
-AWKWARD = 'a"b\\c\nd,e=\u00fc{}'
+AWKWARD = 'a"b\\nc\nd,e=\u00fc{}\\'
 
 
 @pytest.mark.parametrize(
