@@ -2,8 +2,8 @@
 
 `Proxy` starts the installed `meshfast` command and waits until it serves. `Origin` accepts
 connections and hands each to a script, so that a test decides byte by byte what an upstream says
-and sees byte by byte what it was sent. `Client` is a plain socket with an HTTP/1 reader that is ours
-alone, so that the proxy's codec is never tested against itself. Every wait has a deadline.
+and sees byte by byte what it was sent. `Client` is a plain socket with an HTTP/1 reader that is
+ours alone, so that the proxy's codec is never tested against itself. Every wait has a deadline.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Bad HTTP/1 input at a whole proxy: the right answer, a close, a counter, and nothing forwarded.
+"""Bad HTTP/1 input at a whole proxy: the right answer, a close, a counter, nothing forwarded.
 
 The rows are A1 to B20 of the threat list, as far as a caller can cause them; the codec's own tests
 (rust/wire/tests) have every one of them. Here each input is sent whole, byte by byte, and cut in
-two at every place: the answer must be the same, the origin must see nothing of a refused request, and a
-good request on another connection must be served in between.
+two at every place: the answer must be the same, the origin must see nothing of a refused request,
+and a good request on another connection must be served in between.
 """
 
 from __future__ import annotations
