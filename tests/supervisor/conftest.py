@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from meshfast.supervisor import signals
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.settings import Settings
 from meshfast.supervisor.sockets import bind_all
@@ -39,6 +41,20 @@ def started_mesh(tmp_path: Path) -> Iterator[Callable[..., Mesh]]:
     yield start
     for mesh in meshes:
         mesh.close()
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Give the test process its own handlers and mask back after a test that installs some."""
+    handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    writing = signal.set_wakeup_fd(-1)
+    if writing >= 0:
+        os.close(writing)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_tells_the_service_manager_when_it_is_ready_and_when_it_stops(tmp_path: 
 def test_exit_code_78_of_a_child_stops_everything(
     started_mesh: Callable[..., Mesh], kind: str
 ) -> None:
-    mesh = started_mesh(**{kind: "boot_exit=78"})
+    mesh = started_mesh(workers=1, **{kind: "boot_exit=78"})
     assert mesh.wait() == 1
     name = "worker 0" if kind == "worker" else "the agent"
     assert f"stopping: {name} cannot start; what it said is above" in mesh.stderr

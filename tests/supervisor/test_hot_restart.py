@@ -6,6 +6,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from meshfast.supervisor.holdings import Holdings
+from meshfast.supervisor.supervisor import DRAINING, SERVING, Supervisor
 from tests.supervisor.harness import (
     HeldConnection,
     Load,
@@ -153,6 +157,35 @@ def test_a_worker_killed_during_the_passage_is_replaced(serving_mesh: Callable[.
         wait_until(lambda: not any(map(is_alive, workers.values())), "the old workers are gone")
         assert len(mesh.workers()) == 2
     assert load.seen["refused"] == load.seen["hung"] == 0
+
+
+def test_a_worker_killed_after_the_restart_is_replaced_on_its_new_slot(
+    serving_mesh: Callable[..., Mesh],
+) -> None:
+    mesh = serving_mesh(workers=1)
+    hot_restart(mesh)
+    old = mesh.ask()
+    os.kill(old["pid"], signal.SIGKILL)
+    new = mesh.ask()
+    assert new["pid"] != old["pid"]
+    assert new["slot"] == old["slot"] == 1
+
+
+def test_a_signal_that_came_before_exec_is_obeyed_first(
+    holdings: Holdings, monkeypatch: pytest.MonkeyPatch, own_signals: None
+) -> None:
+    executed: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: executed.append(arguments))
+    supervisor = Supervisor(holdings)
+    supervisor.phase = SERVING
+    supervisor.hot_restart.is_due = True
+    signal.raise_signal(signal.SIGTERM)
+    supervisor._re_execute()
+    assert executed == []
+    assert supervisor.phase == DRAINING
+    supervisor.phase = SERVING
+    supervisor._re_execute()
+    assert len(executed) == 1
 
 
 def test_a_stop_that_follows_at_once_is_not_lost(serving_mesh: Callable[..., Mesh]) -> None:

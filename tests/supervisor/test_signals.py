@@ -24,20 +24,12 @@ def test_a_command_is_passed_to_the_agent(
     assert mesh.workers() == workers
 
 
-def test_signals_arrive_in_order_as_numbers_and_wait_while_blocked() -> None:
-    before = {number: signal.getsignal(number) for number in signals.HANDLED}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+def test_signals_arrive_in_order_as_numbers_and_wait_while_blocked(own_signals: None) -> None:
     reading = signals.install()
-    try:
-        signals.block()
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert signals.take(reading) == []
-        signals.unblock()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.take(reading) == [signal.SIGHUP, signal.SIGUSR1]
-    finally:
-        os.close(signal.set_wakeup_fd(-1))
-        os.close(reading)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signals.block()
+    signal.raise_signal(signal.SIGHUP)
+    assert signals.take(reading) == []
+    signals.unblock()
+    signal.raise_signal(signal.SIGUSR1)
+    assert signals.take(reading) == [signal.SIGHUP, signal.SIGUSR1]
+    os.close(reading)

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_falls_back_to_a_free_port_of_the_same_host(taken: str) -> None:
     listener = bind(entry(taken, fallback=True))
     assert listener.address != taken
     assert listener.address.startswith("127.0.0.1:")
+    listener.close()
+
+
+def test_connects_that_nobody_accepts_yet_wait_in_the_backlog() -> None:
+    listener = bind(entry("127.0.0.1:0"))
+    host, _, port = listener.address.rpartition(":")
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=2))
     listener.close()
 
 
