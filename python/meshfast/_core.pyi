@@ -8,6 +8,18 @@ Tests: `mypy.stubtest` against the built module, in every run of `make test`.
 
 from typing import Final, final
 
+__all__ = [
+    "BUCKETS_MS",
+    "EndpointStats",
+    "Histogram",
+    "HttpSeries",
+    "SharedMemory",
+    "Snapshot",
+    "TcpSeries",
+    "WorkerStats",
+    "run_worker",
+]
+
 BUCKETS_MS: Final[tuple[float, ...]]
 """Upper bounds of the 20 buckets of every histogram, without the last one, +Inf."""
 

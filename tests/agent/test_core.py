@@ -60,7 +60,10 @@ def test_what_the_snapshot_compiler_refuses_is_refused_in_words(
     agent = start(real=True, config_path=str(path))
     agent.send(type="reload")
     (event,) = wait_for(lambda: agent.events("reload refused"))
-    assert "regex" in event["problems"][0]
+    (problem,) = event["problems"]
+    line = 1 + BROKEN_REGEX[: BROKEN_REGEX.index("a(b")].count("\n")
+    assert problem.startswith(f"{path}:{line}:")
+    assert "regex" in problem
 
 
 BROKEN_REGEX = """

@@ -142,6 +142,12 @@ def test_active_requests_are_named_after_the_applied_snapshot(edge: Edge) -> Non
     assert edge.metric(series) == 6
 
 
+def test_no_access_log_stays_none_for_workers_too(start: Start, tmp_path: Path) -> None:
+    assert Edge(start, tmp_path, access_log="off").reload(7001)["access_log_disabled"] is True
+    edge = Edge(start, tmp_path, access_log="/dev/null")
+    assert edge.reload(7001)["access_log_disabled"] is False
+
+
 def test_a_bound_listener_is_not_asked_for_again(edge: Edge) -> None:
     edge.reload(7001)
     edge.agent.send(type="reload")

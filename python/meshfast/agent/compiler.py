@@ -38,7 +38,7 @@ import msgspec
 
 from meshfast.agent.resolver import look_up
 from meshfast.errors import ConfigError, Problem
-from meshfast.policy import SlotAllocator, Source, compile_source
+from meshfast.policy import SlotAllocator, Source, build_source
 from meshfast.policy.document import Document, decode_document
 from meshfast.resources.nodes import FILE_BYTES_MAX
 
@@ -77,15 +77,16 @@ def _compile(request: dict[str, Any], running: Document, snapshots: Snapshots) -
     hosts = _Hosts(request["hosts"])
     source = msgspec.convert(request["source"], Source)
     try:
-        encoded = compile_source(
+        encoded, blob = build_source(
             _source_of_copy(source, request["kept"]),
             generation=request["generation"],
             allocator=SlotAllocator.from_document(running),
             resolve=hosts.resolve,
+            build=snapshots.build,
         )
-        _write(4, snapshots.build(encoded))
     except ConfigError as error:
         return {"problems": [_text(problem, source) for problem in error.problems]}
+    _write(4, blob)
     document = decode_document(encoded)
     return {
         "changed": _difference(document, running),

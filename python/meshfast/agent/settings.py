@@ -33,8 +33,6 @@ __all__ = ["VERSION", "Settings"]
 
 VERSION = 1
 
-_SOURCE_KEYS = ("config_path", "forward", "listen", "to")
-
 
 class Settings:
     """The settings, taken apart. Descriptors belong to the agent."""
@@ -53,7 +51,8 @@ class Settings:
         self.snapshot_fd: int = settings["snapshot_fd"]
         self.resolver_fds: list[int] = [one["fd"] for one in settings["resolvers"]]
         agent: dict[str, Any] = settings["agent"] or {}
-        self.source = {key: agent[key] for key in _SOURCE_KEYS if agent.get(key) is not None}
+        # The compiler takes out what a source consists of; there may be more of it than paths.
+        self.source = agent if agent.get("config_path") or agent.get("listen") else {}
         self.access_log: str = agent.get("access_log", "/dev/stdout")
         self.dns_refresh_s: float = agent.get("dns_refresh_s", 5.0)
         self.product_version: str = agent.get("version", "unknown")
