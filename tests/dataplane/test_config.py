@@ -165,6 +165,8 @@ def test_tcp_is_relayed_with_its_half_closes(tmp_path: Path) -> None:
 
 def test_reading_again_moves_traffic_and_keeps_connections(tmp_path: Path) -> None:
     port, second_port = free_port(), free_port()
+    server = GATEWAY.format(port=second_port).split("servers:\n")[1]
+    second = server.replace("name: http", "name: http-second")
     config = tmp_path / "mesh.yaml"
 
     def write(to: str, extra: str = "") -> None:
@@ -174,22 +176,29 @@ def test_reading_again_moves_traffic_and_keeps_connections(tmp_path: Path) -> No
 
     with echo_origin("one") as one, echo_origin("two") as two:
         write("one")
-        with Proxy(["-c", str(config)], tmp_path) as proxy:
-            with Client(port) as client:
-                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.response().body.startswith(b"one\n")
-                server = GATEWAY.format(port=second_port).split("servers:\n")[1]
-                write("two", server.replace("name: http", "name: http-second"))
-                proxy.process.send_signal(signal.SIGHUP)
-                wait_for("the new listener", lambda: listens(second_port))
-                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.response().body.startswith(b"two\n"), "on the same connection"
-            assert ask(second_port) == (200, b"two")
+        with Proxy(["-c", str(config)], tmp_path) as proxy, Client(port) as client:
 
-            config.write_text(config.read_text().replace("host: two", "hots: two"))
+            def read_again(to: str, extra: str = "") -> None:
+                write(to, extra)
+                proxy.process.send_signal(signal.SIGHUP)
+                wait_for("the second listener", lambda: listens(second_port) is bool(extra))
+                wait_for("the new route", lambda: answers_here() == to.encode())
+
+            def answers_here() -> bytes:
+                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                return client.response().body.split(b"\n")[0]
+
+            assert answers_here() == b"one"
+            read_again("two", second)
+            assert ask(second_port) == (200, b"two")
+            read_again("two")
+            read_again("one", second)
+            assert ask(second_port) == (200, b"one"), "a listener that came back"
+
+            config.write_text(config.read_text().replace("host: one", "hots: one"))
             proxy.process.send_signal(signal.SIGHUP)
             wait_for("the refusal", lambda: "hots" in proxy.stderr())
-            assert ask(port) == (200, b"two"), "a refused file changes nothing"
+            assert ask(port) == (200, b"one"), "a refused file changes nothing"
             samples = proxy.metrics()["meshfast_config_last_reload_success"]
             assert [value for _, value in samples] == [0]
 

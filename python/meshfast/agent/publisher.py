@@ -6,7 +6,9 @@ A reload (SIGHUP) and a changed DNS answer take the same way. The configuration 
 not at all: what does not compile, and a listener that cannot be bound, leave the running one as it
 is, and the agent says all problems in one log line.
 
-Does not do: deciding what a configuration means (policy), unbinding listeners.
+What a configuration no longer listens on is unbound when every worker has left it.
+
+Does not do: deciding what a configuration means (policy).
 
 Invariants:
 1. One snapshot is on its way at a time; what is asked for meanwhile is done once, afterwards.
@@ -112,6 +114,7 @@ class Publisher:
         error = message.get("error")
         if error is None:
             self._listeners.add(str(name))
+            attempt.bound.add(str(name))
         else:
             attempt.problems.append(f"{name}: cannot be bound: {error}")
         if attempt.unbound:
@@ -229,7 +232,7 @@ class Publisher:
     def _succeed(self, attempt: _Attempt) -> None:
         os.close(self._snapshot_fd)
         self._snapshot_fd, attempt.blob_fd = attempt.blob_fd, -1
-        self._take_over(self._snapshot_fd)
+        self._unbind(self._listeners - self._take_over(self._snapshot_fd))
         self._keep(attempt)
         self._facts.last_reload_success = True
         self._facts.reloads["success"] += 1
@@ -246,6 +249,7 @@ class Publisher:
 
     def _refuse(self, attempt: _Attempt) -> None:
         self._hosts = self._hosts or {}  # the next reload tells; not every few seconds from now on
+        self._unbind(attempt.bound)
         self._facts.last_reload_success = False
         self._facts.reloads["refused"] += 1
         self._log.error(
@@ -255,6 +259,12 @@ class Publisher:
             problems=attempt.problems,
         )
         self._finish()
+
+    def _unbind(self, names: set[str]) -> None:
+        """Have listeners closed that the running configuration does not name."""
+        for name in sorted(names):
+            self._listeners.discard(name)
+            self._supervisor.send({"type": "unbind", "name": name})
 
     def _finish(self) -> None:
         if self._attempt is not None:
@@ -271,16 +281,18 @@ class Publisher:
             self._watchdog.cancel()
         self._watchdog = None if call is None else self._loop.call_later(seconds, call)
 
-    def _take_over(self, snapshot_fd: int) -> None:
-        """Learn the listeners and the endpoints' slots from a snapshot."""
+    def _take_over(self, snapshot_fd: int) -> set[str]:
+        """Learn the endpoints' slots and the listeners of a snapshot; return the listeners."""
         blob = os.pread(snapshot_fd, os.fstat(snapshot_fd).st_size, 0)
         document = json.loads(self._describe(blob))
-        self._listeners.update(listener["name"] for listener in document["listeners"])
+        listeners = {str(listener["name"]) for listener in document["listeners"]}
+        self._listeners |= listeners
         self._facts.endpoints = {
             endpoint["slot"]: (cluster["name"], endpoint["address"])
             for cluster in document["clusters"]
             for endpoint in cluster["endpoints"]
         }
+        return listeners
 
     # names
 
@@ -319,6 +331,7 @@ class _Attempt:
         self.hosts: dict[str, list[str]] = {}
         self.problems: list[str] = []
         self.unbound: set[str] = set()
+        self.bound: set[str] = set()
 
     def close(self) -> None:
         for fd in (self.blob_fd, self.copy_fd):

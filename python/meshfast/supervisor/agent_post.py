@@ -63,6 +63,7 @@ class AgentPost:
             "ready": self._on_ready,
             "bind": self._on_bind,
             "snapshot": self._on_snapshot,
+            "unbind": self._on_unbind,
         }
 
     def adopt(self, agent: Child | None, told: int) -> None:
@@ -189,6 +190,20 @@ class AgentPost:
         if type(name) is not str or type(address) is not str:
             raise channel.ChannelError("bind needs a name and an address")
         agent.send({"type": "bound", "name": name, "error": self._bind(name, address)})
+
+    def _on_unbind(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
+        """Close a listener of the workers that no configuration names any more.
+
+        The workers have closed theirs with the snapshot, after taking what waited there; from now
+        on a connect is refused.
+        """
+        channel.close_all(fds)
+        name = message.get("name")
+        for listener in self.holdings.listeners_of("worker"):
+            if listener.name == name:
+                self.holdings.listeners.remove(listener)
+                listener.close()
+                say(f"no longer listening on {listener.address} ({name})")
 
     def _bind(self, name: str, address: str) -> str | None:
         """Bind for the workers and tell them; return what went wrong. Binding again is no error."""

@@ -122,8 +122,20 @@ impl Listener {
             .is_some_and(|local| dial.reaches(&Address::Tcp(local)))
     }
 
+    /// Closes this worker's end of the socket.
     pub(crate) fn close(&mut self) {
         self.socket = None;
+        self.is_registered = false;
+    }
+
+    /// Takes the socket of a listener that comes back after it was closed.
+    pub(crate) fn reopen(&mut self, descriptor: OwnedFd) -> io::Result<()> {
+        if self.socket.is_none() {
+            let socket = Acceptor::new(descriptor)?;
+            self.local = socket.local();
+            self.socket = Some(socket);
+        }
+        Ok(())
     }
 
     fn protocol(&self) -> Protocol {

@@ -60,6 +60,9 @@ const QUIET_MS: u64 = 200;
 /// and at the latest after this long.
 const ACCEPTING_MAX_MS: u64 = 5_000;
 
+/// The same when the supervisor is dead: whoever starts in its place waits for the addresses.
+const ORPHAN_ACCEPTING_MS: u64 = 500;
+
 /// A drain under way. All times in ms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
@@ -455,7 +458,7 @@ impl Worker {
                     Err(_) => self.rejected("control_message_not_understood"),
                 },
                 // The supervisor is dead: finish what is here and leave.
-                Ok(None) => return self.drain(self.drain_default_ms, true),
+                Ok(None) => return self.drain(self.drain_default_ms, ORPHAN_ACCEPTING_MS),
                 Err(_) => return,
             }
         }
@@ -469,15 +472,10 @@ impl Worker {
                     closing,
                 },
                 _,
-            ) => self.drain(deadline_ms, closing),
-            (Order::Listener { name }, Some(socket)) => {
-                let known = self.listeners.iter().any(|listener| listener.name == name);
-                let generation = Rc::clone(&self.generation);
-                if !known && let Ok(listener) = Listener::new(name, socket, generation) {
-                    self.listeners.push(listener);
-                    self.reregister();
-                }
+            ) => {
+                self.drain(deadline_ms, if closing { ACCEPTING_MAX_MS } else { 0 });
             }
+            (Order::Listener { name }, Some(socket)) => self.add_listener(name, socket),
             (Order::Snapshot { generation }, Some(blob)) => match self.load_next(&blob, generation)
             {
                 Ok(loaded) => self.apply(loaded, generation),
@@ -486,6 +484,22 @@ impl Worker {
                 Err(_) => self.rejected("snapshot_unreadable"),
             },
             _ => self.rejected("control_message_without_descriptor"),
+        }
+    }
+
+    fn add_listener(&mut self, name: String, socket: OwnedFd) {
+        let known = self
+            .listeners
+            .iter_mut()
+            .find(|listener| listener.name == name);
+        let added = match known {
+            Some(listener) => listener.reopen(socket),
+            None => Listener::new(name, socket, Rc::clone(&self.generation))
+                .map(|listener| self.listeners.push(listener)),
+        };
+        match added {
+            Ok(()) => self.reregister(),
+            Err(_) => self.rejected("listener_descriptor_unusable"),
         }
     }
 
@@ -499,6 +513,7 @@ impl Worker {
         for listener in &mut self.listeners {
             listener.apply(&self.generation);
         }
+        self.close_removed_listeners();
         self.recorder.forget_generation();
         self.reregister();
         self.retire_generations();
@@ -565,13 +580,11 @@ impl Worker {
         }
     }
 
-    fn drain(&mut self, deadline_ms: u64, closing: bool) {
+    /// Finishes within `deadline_ms`. Accepting goes on for `accepting_ms` at most; 0 when others
+    /// accept from the same sockets.
+    fn drain(&mut self, deadline_ms: u64, accepting_ms: u64) {
         let now_ms = self.clock.now_ms();
-        let accepting_ms = if closing {
-            ACCEPTING_MAX_MS.min(deadline_ms / 2)
-        } else {
-            0
-        };
+        let accepting_ms = accepting_ms.min(deadline_ms / 2);
         let wanted = Drain {
             until_ms: now_ms + deadline_ms,
             accepting_until_ms: if accepting_ms == 0 {
@@ -618,6 +631,25 @@ impl Worker {
         }
         self.work();
         self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| it.exchange.is_none())
+    }
+
+    /// What the new snapshot does not listen on any more is closed, after taking what waits there: it
+    /// was connected while the old configuration was in force.
+    fn close_removed_listeners(&mut self) {
+        for index in 0..self.listeners.len() {
+            if self.listeners[index].is_removed {
+                self.accept_all(index);
+            }
+        }
+        // Out of the epoll set first: the open file lives on in other processes.
+        self.reregister();
+        for listener in self
+            .listeners
+            .iter_mut()
+            .filter(|listener| listener.is_removed)
+        {
+            listener.close();
+        }
     }
 
     /// Takes what has connected so far and closes this worker's ends of the listening sockets.
