@@ -206,9 +206,34 @@ def test_reloads_that_come_while_one_is_on_its_way_are_done_once_afterwards(edge
     assert edge.agent.events("reload applied")[-1]["generation"] == 3
 
 
-def test_no_compilation_begins_while_a_worker_holds_an_older_snapshot(edge: Edge) -> None:
-    edge.reload(7001)
-    wait_for(lambda: edge.agent.events("reload applied"))
+def test_a_snapshot_that_is_still_held_delays_no_reload_and_keeps_its_slots(edge: Edge) -> None:
+    def reload_with(address: str, held: int) -> int:
+        static = f"resolution: STATIC\n  endpoints: [{{address: {address}}}]"
+        edge.path.write_text(text.replace("resolution: DNS", static))
+        edge.agent.send(type="reload")
+        document = edge.take()
+        generation = document["generation"]
+        edge.agent.record(workers=[worker(generation=generation, oldest_generation=held)])
+        edge.agent.send(type="applied", generation=generation)
+        return slots(document)[f"{address}:5432"]
+
+    edge.agent.names({"db.test": ["192.0.2.1"]})
+    first = slots(edge.reload(7001))["192.0.2.1:5432"]
+    text = edge.path.read_text()
+    second = reload_with("192.0.2.2", held=2)
+    third = reload_with("192.0.2.3", held=2)
+    assert len({first, second, third}) == 3, "generation 2 and what came after it are held"
+    assert reload_with("192.0.2.1", held=2) == first, "an endpoint that comes back"
+    reload_with("192.0.2.4", held=6)
+    assert reload_with("192.0.2.5", held=7) in {first, second, third}, "all of those are left"
+
+
+def test_an_agent_that_takes_over_waits_until_snapshots_it_does_not_know_are_left(
+    start: Start, edge: Edge
+) -> None:
+    running = edge.reload(7001)
+    edge.agent.stop()
+    edge.agent = start(config_path=str(edge.path), document=running)
     edge.agent.record(workers=[worker(generation=2, oldest_generation=1)])
     edge.write(7005)
     edge.agent.send(type="reload")

@@ -4,7 +4,7 @@ Compiling loads the YAML and validation libraries and holds whole documents: 7 M
 agent would keep for ever, and time in which it would drain no logs. So the agent starts this.
 
     fd 0  request, JSON: {"source": {…}, "generation": 2, "hosts": {"name": ["address"]},
-          "kept": false}
+          "kept": false, "reserved": [["cluster", "address", slot]]}
     fd 1  response, JSON: {"problems": ["file:line:column: …"]}, or
           {"changed": "endpoints", "listeners": {"name": "address"}, "hosts": {…}}
     fd 3  the blob of the snapshot that workers run
@@ -17,7 +17,8 @@ comes back with an empty list. `changed` is `nothing`, `endpoints` or `more`: wh
 running snapshot, besides the generation.
 
 Invariant: endpoints that both snapshots have keep their slots, because the allocator starts from
-the running snapshot. The agent asks only when every worker runs it.
+the running snapshot, which every worker runs when the agent asks. `reserved` are the slots of older
+snapshots that exchanges still hold; nobody else gets them.
 
 Tests: tests/agent/test_reload.py.
 """
@@ -76,11 +77,13 @@ def _compile(request: dict[str, Any], running: Document, snapshots: Snapshots) -
     """Return the response; the blob is written when the configuration is not refused."""
     hosts = _Hosts(request["hosts"])
     source = msgspec.convert(request["source"], Source)
+    allocator = SlotAllocator.from_document(running)
+    allocator.reserve({(cluster, address): slot for cluster, address, slot in request["reserved"]})
     try:
         encoded, blob = build_source(
             _source_of_copy(source, request["kept"]),
             generation=request["generation"],
-            allocator=SlotAllocator.from_document(running),
+            allocator=allocator,
             resolve=hosts.resolve,
             build=snapshots.build,
         )

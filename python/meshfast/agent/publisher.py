@@ -12,8 +12,9 @@ Does not do: deciding what a configuration means (policy).
 
 Invariants:
 1. One snapshot is on its way at a time; what is asked for meanwhile is done once, afterwards.
-2. A compilation begins when every worker serves from the last snapshot and none holds an older
-   one: only then may slots of endpoints that went away be given to others.
+2. A compilation begins when every worker serves from the last snapshot. Slots of endpoints that
+   went away are not given to others while a worker holds a snapshot that has them; snapshots from
+   before this agent are not known to it, so it waits until they are left.
 3. A name of the configuration that does not resolve keeps its last good addresses, for ever.
 4. A changed DNS answer changes endpoints only: an edited file waits for its SIGHUP, because names
    are compiled with a copy of the file that was loaded last.
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from meshfast.agent.resolver import Resolver
     from meshfast.agent.settings import Settings
     from meshfast.telemetry.families import AgentFacts
-    from meshfast.telemetry.source import Source
+    from meshfast.telemetry.source import Source, WorkerStats
 
     class Supervisor(Protocol):
         """Where messages go: the control channel."""
@@ -90,6 +91,9 @@ class Publisher:
         self._answers: dict[str, list[str]] = {}  # the last good ones
         self._attempt: _Attempt | None = None
         self._reload_wanted = False
+        self._applied = facts.generation
+        self._known_since = facts.generation  # what older snapshots have is not known here
+        self._older: dict[int, dict[int, tuple[str, str]]] = {}  # generation -> slot -> endpoint
         self._watchdog: Timer | None = None
         self._stopped = False
         self._take_over(settings.snapshot_fd)
@@ -151,8 +155,7 @@ class Publisher:
         holding = [
             worker.slot
             for worker in self._source.workers()
-            if worker.state in ("serving", "draining")
-            and worker.oldest_generation < self._facts.generation
+            if is_alive(worker) and worker.oldest_generation < self._known_since
         ]
         if holding:
             self._loop.call_later(LEAVING_POLL_S, lambda: self._compile_when_left(attempt))
@@ -172,11 +175,25 @@ class Publisher:
         request = {
             "generation": attempt.generation,
             "hosts": self._answers,
+            "reserved": self._reserved(),
             "source": self._settings.source,
         }
         kept_fd = self._kept_fd if attempt.reason == NAMES else None
         run = Compilation(request, self._snapshot_fd, kept_fd)
         run.run(self._loop, self._compiler, lambda: self._on_compiled(attempt, run))
+
+    def _reserved(self) -> list[tuple[str, str, int]]:
+        """The slots of older snapshots that workers still hold; forgets those that all have left."""
+        held = [worker.oldest_generation for worker in self._source.workers() if is_alive(worker)]
+        oldest = min(held, default=self._facts.generation)
+        self._older = {number: it for number, it in self._older.items() if number >= oldest}
+        return sorted(
+            {
+                (cluster, address, slot)
+                for endpoints in self._older.values()
+                for slot, (cluster, address) in endpoints.items()
+            }
+        )
 
     def _on_compiled(self, attempt: _Attempt, run: Compilation) -> None:
         attempt.hosts = run.hosts
@@ -232,6 +249,8 @@ class Publisher:
     def _succeed(self, attempt: _Attempt) -> None:
         os.close(self._snapshot_fd)
         self._snapshot_fd, attempt.blob_fd = attempt.blob_fd, -1
+        self._older[self._applied] = self._facts.endpoints
+        self._applied = attempt.generation
         self._unbind(self._listeners - self._take_over(self._snapshot_fd))
         self._keep(attempt)
         self._facts.last_reload_success = True
@@ -318,6 +337,11 @@ class Publisher:
         if changed and self._kept_fd is not None and self._attempt is None:
             self._log.info("addresses changed", hosts=changed)
             self._request(NAMES)
+
+
+def is_alive(worker: WorkerStats) -> bool:
+    """Whether the slot's worker may hold snapshots."""
+    return worker.state in ("serving", "draining")
 
 
 class _Attempt:

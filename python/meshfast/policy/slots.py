@@ -17,7 +17,7 @@ Tests: tests/core/test_slots.py.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from meshfast.errors import ConfigError
 from meshfast.policy.document import Document, decode_document
@@ -71,6 +71,19 @@ class SlotAllocator:
         for key in wanted:
             self._last_used[key] = generation
         return {key: self._owned[key] for key in wanted}
+
+    def reserve(self, slots: Mapping[Key, int]) -> None:
+        """Keep slots of older snapshots from new owners: a worker still holds one of those.
+
+        An exchange holds the snapshot it was routed by until its end, for hours if it is a
+        WebSocket. An endpoint that comes back gets its old slot.
+        """
+        for key, slot in slots.items():
+            if key not in self._owned and slot in self._free:
+                self._owned[key] = slot
+                self._last_used[key] = 0
+                self._free.remove(slot)
+        heapq.heapify(self._free)
 
     def release(self, generation: int) -> None:
         """Free the slots whose last use is older: every worker runs `generation` or a later one."""

@@ -520,11 +520,21 @@ impl Worker {
         self.report(&Report::Applied { generation: number });
     }
 
+    /// A listener that was removed needs its old generation only while it has connections.
+    fn leave_removed_listeners(&mut self) {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if listener.is_removed && self.downstreams.iter().all(|(_, it)| it.listener != index) {
+                listener.generation = Rc::clone(&self.generation);
+            }
+        }
+    }
+
     /// Lets go of generations that no exchange and no listener holds any more.
     fn retire_generations(&mut self) {
         if self.retired.is_empty() {
             return;
         }
+        self.leave_removed_listeners();
         self.retired
             .retain(|generation| Rc::strong_count(generation) > 1);
         let newest = self.generation.number();
