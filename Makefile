@@ -49,8 +49,14 @@ test-full: ## make test with the tests marked full: conformance, peers, chaos at
 soak: ## the tests marked soak, at full size, on what `make test` built
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(PYTEST)
 
-bench: ## CPU per request beside nginx, HAProxy, Envoy and a raw relay
-	@$(BIN)/python -m bench $(BENCH)
+bench: ## CPU per request beside nginx, HAProxy, Envoy and a raw relay; a release wheel is measured
+	@$(STEP) --begin
+	@$(STEP) "doctor" make/doctor build
+	@$(STEP) "tools" $(MAKE) --no-print-directory $(VENV)/ready
+	@$(STEP) "wheel (release)" make/wheel release
+	@$(STEP) "fresh venv" $(PYTHON) -m venv --clear .venv-bench
+	@$(STEP) "install the wheel" .venv-bench/bin/pip install --quiet dist/meshfast-*.whl
+	@$(BIN)/python -m bench --meshfast .venv-bench/bin/meshfast $(BENCH)
 
 wheel: ## the release wheel and the sdist, in dist/
 	@$(STEP) --begin

@@ -51,6 +51,8 @@ def main(settings_json: bytes) -> NoReturn:
     """Run the agent on the real shared memory and end the process; see `meshfast.agent.main`."""
     from meshfast import _core
 
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("meshfast-agent")  # what ps and top show (proc(5))
     settings = Settings(settings_json)
     source = _core.SharedMemory.open(settings.shared_memory_fd)
     Agent(settings, source, _core.Snapshot.describe).run()

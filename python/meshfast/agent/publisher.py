@@ -183,7 +183,7 @@ class Publisher:
         run.run(self._loop, self._compiler, lambda: self._on_compiled(attempt, run))
 
     def _reserved(self) -> list[tuple[str, str, int]]:
-        """The slots of older snapshots that workers still hold; forgets those that all have left."""
+        """The slots of snapshots that workers still hold; forgets those that all have left."""
         held = [worker.oldest_generation for worker in self._source.workers() if is_alive(worker)]
         oldest = min(held, default=self._facts.generation)
         self._older = {number: it for number, it in self._older.items() if number >= oldest}

@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
     except (BindError, OSError, SettingsError, StateError, lock.LockError) as error:
         say(str(error))
         return 1
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("meshfast")  # what ps and top show (proc(5))
     return supervisor.run()
 
 
