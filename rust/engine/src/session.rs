@@ -7,7 +7,7 @@
 use std::io;
 
 use crate::buffer::Buffer;
-use crate::stream::{Io, Stream};
+use crate::stream::{Io, Peer, Stream};
 
 /// Bytes asked for by one `recv`.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
@@ -16,6 +16,9 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 pub(crate) struct Session {
     pub(crate) stream: Stream,
     pub(crate) io: Io,
+    /// Our own address, asked for once: three `getsockname` a request were 0.7 us. An upstream's is
+    /// known as soon as its connect has begun (ip(7)).
+    pub(crate) local: Peer,
     pub(crate) input: Buffer,
     pub(crate) output: Buffer,
     /// Send FIN as soon as `output` is empty.
@@ -40,6 +43,7 @@ pub(crate) enum Flushed {
 impl Session {
     pub(crate) fn new(stream: Stream) -> Self {
         Self {
+            local: stream.local(),
             stream,
             io: Io {
                 writable: true,

@@ -9,6 +9,8 @@
 use meshfast_mesh::Random;
 use meshfast_wire::h1::{Name, RequestHead};
 
+use crate::text::hexadecimal;
+
 /// The identifiers of a trace, as lower-case hexadecimal text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TraceContext {
@@ -152,13 +154,6 @@ pub(crate) fn request_id(random: &mut Random) -> [u8; 36] {
         text[to..to + length].copy_from_slice(&digits[from]);
     }
     text
-}
-
-/// Writes `value` as hexadecimal, as many low digits as `out` has room for.
-fn hexadecimal(value: u64, out: &mut [u8]) {
-    for (place, digit) in out.iter_mut().rev().enumerate() {
-        *digit = b"0123456789abcdef"[(value >> (4 * place)) as usize & 15];
-    }
 }
 
 #[cfg(test)]

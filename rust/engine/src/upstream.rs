@@ -332,7 +332,7 @@ impl Worker {
             .expect("a request is sent on an attached upstream");
         let upstream = &mut self.upstreams[upstream_id];
         exchange.sent_us = now_us;
-        exchange.upstream_local = upstream.session.stream.local().to_string();
+        exchange.upstream_local = Some(upstream.session.local);
         match exchange.carries {
             Carries::Http => {
                 let direction = exchange.generation.snapshot.listeners[exchange.listener].direction;

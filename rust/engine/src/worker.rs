@@ -99,8 +99,6 @@ pub(crate) struct Worker {
         reason = "boxes move between this list and exchanges as they are"
     )]
     pub(crate) spare_requests: Vec<Box<Request>>,
-    pub(crate) no_route: Rc<str>,
-    pub(crate) allow_any: Rc<str>,
     control: Channel,
     pub(crate) inbox: Channel,
     pub(crate) outboxes: Vec<Outbox>,
@@ -180,8 +178,6 @@ impl Worker {
             to_flush: Vec::new(),
             scratch: vec![0; READ_BYTES].into_boxed_slice(),
             spare_requests: Vec::new(),
-            no_route: Rc::from(""),
-            allow_any: Rc::from("allow_any"),
             control: Channel::new(settings.control_fd)?,
             inbox: Channel::new(settings.inbox_fd)?,
             outboxes,
