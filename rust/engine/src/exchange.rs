@@ -19,7 +19,7 @@ use std::rc::Rc;
 use meshfast_mesh::{Address, Dial, RoutePlace, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Input, Output};
 use crate::error::Failure;
 use crate::request::Request;
 use crate::shared::TcpTotals;
@@ -119,7 +119,7 @@ impl Half {
     }
 
     /// Moves payload until the source is empty, the sink is full or the half ends.
-    pub(crate) fn pump(&mut self, source: &mut Buffer, closed: bool, sink: &mut Buffer) -> Moved {
+    pub(crate) fn pump(&mut self, source: &mut Input, closed: bool, sink: &mut Output) -> Moved {
         let mut moved = Moved::Nothing;
         while !self.ended && !sink.is_high() {
             let (used, event) = match self.decoder.decode(source.as_slice()) {
@@ -159,7 +159,7 @@ impl Half {
     }
 
     /// The source has closed and nothing of it is left.
-    fn finish(&mut self, sink: &mut Buffer) -> Moved {
+    fn finish(&mut self, sink: &mut Output) -> Moved {
         let ended = self
             .decoder
             .finish()
