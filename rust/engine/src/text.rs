@@ -102,17 +102,25 @@ pub(crate) fn address(out: &mut Vec<u8>, address: &Address) {
     }
 }
 
-/// Writes `value` as lower-case hexadecimal, as many low digits as `out` has room for; an even
-/// number.
-pub(crate) fn hexadecimal(value: u64, out: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    debug_assert!(out.len().is_multiple_of(2), "whole bytes");
-    let (pairs, bytes) = (out.chunks_exact_mut(2), value.to_be_bytes());
-    let skipped = bytes.len().saturating_sub(pairs.len());
-    for (pair, byte) in pairs.zip(&bytes[skipped..]) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
-    }
+/// `value` as 16 digits of lower-case hexadecimal.
+pub(crate) fn hexadecimal(value: u64) -> [u8; 16] {
+    let mut digits = [0; 16];
+    digits[..8].copy_from_slice(&eight_digits((value >> 32) as u32));
+    digits[8..].copy_from_slice(&eight_digits(value as u32));
+    digits
+}
+
+/// Eight digits at once: a request without identifiers gets 80 of them. The half-bytes of `value` are
+/// spread over the bytes of a word; ten and more carry into bit 4 when 6 is added, and are letters.
+fn eight_digits(value: u32) -> [u8; 8] {
+    const EACH: u64 = u64::MAX / 255;
+    const LETTER: u64 = (b'a' - b'0' - 10) as u64;
+    let mut spread = u64::from(value);
+    spread = (spread | (spread << 16)) & 0x0000_ffff_0000_ffff;
+    spread = (spread | (spread << 8)) & 0x00ff_00ff_00ff_00ff;
+    spread = (spread | (spread << 4)) & (0x0f * EACH);
+    let is_letter = ((spread + 6 * EACH) >> 4) & EACH;
+    (spread + u64::from(b'0') * EACH + is_letter * LETTER).to_be_bytes()
 }
 
 #[cfg(test)]
@@ -163,17 +171,11 @@ mod tests {
 
     #[test]
     fn hexadecimal_is_written_as_format_writes_it() {
-        for value in [0, 1, 0xf0, 0x0123_4567_89ab_cdef, u64::MAX] {
-            let mut whole = [0; 16];
-            hexadecimal(value, &mut whole);
-            assert_eq!(
-                String::from_utf8(whole.to_vec()).unwrap(),
-                format!("{value:016x}")
-            );
-            let mut low = [0; 4];
-            hexadecimal(value, &mut low);
-            let expected = format!("{:04x}", value & 0xffff);
-            assert_eq!(String::from_utf8(low.to_vec()).unwrap(), expected);
+        let patterns = (0..=15).map(|digit| digit * (u64::MAX / 15));
+        let steps = (0..64).map(|bit| 0x0123_4567_89ab_cdef_u64.rotate_left(bit));
+        for value in patterns.chain(steps) {
+            let digits = String::from_utf8(hexadecimal(value).to_vec()).unwrap();
+            assert_eq!(digits, format!("{value:016x}"));
         }
     }
 }
