@@ -49,7 +49,7 @@ impl Worker {
             upstream: None,
             request,
             destination: None,
-            route: Rc::clone(&self.no_route),
+            route: None,
             endpoint: None,
             active_slot: None,
             tried: Vec::new(),
@@ -75,7 +75,7 @@ impl Worker {
             abandon_ms: 0,
             progress_ms: self.clock.now_ms(),
             upstream_address: None,
-            upstream_local: String::new(),
+            upstream_local: None,
         };
         let exchange_id = self.exchanges.insert(exchange);
         self.downstreams[downstream_id].exchange = Some(exchange_id);
@@ -124,7 +124,7 @@ impl Worker {
             .route_tcp(exchange.listener, &mut self.random)
         {
             Ok(choice) => {
-                exchange.route = Rc::from(choice.route);
+                exchange.route = Some(choice.place);
                 exchange.destination = Some(Destination::Cluster(choice.cluster));
                 self.start(exchange_id, choice.timeout_ms);
             }
@@ -159,7 +159,7 @@ impl Worker {
         };
         match (choice, arrival.destination) {
             (Ok(choice), _) => {
-                exchange.route = Rc::from(choice.route);
+                exchange.route = Some(choice.place);
                 exchange.destination = Some(Destination::Cluster(choice.cluster));
                 self.start(exchange_id, choice.timeout_ms);
             }
@@ -218,7 +218,6 @@ impl Worker {
             return self.fail(exchange_id, Failure::RequestLoop);
         }
         let exchange = &mut self.exchanges[exchange_id];
-        exchange.route = Rc::clone(&self.allow_any);
         exchange.destination = Some(Destination::Passthrough(dial));
         self.start(exchange_id, 0);
     }
@@ -324,7 +323,7 @@ fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> ListenerFacts
         direction: listener.direction,
         forward_proxy: listener.forward_proxy,
         original: None,
-        local: downstream.session.stream.local().socket(),
+        local: downstream.session.local.socket(),
         peer: downstream.peer.socket(),
     }
 }

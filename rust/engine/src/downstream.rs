@@ -80,7 +80,7 @@ impl Worker {
                 None => self.limits.buffer_bytes_max(),
                 Some(_) => HIGH_WATERMARK,
             };
-            let came = downstream.session.read(&mut self.scratch, input_max);
+            let came = downstream.session.read(&mut self.blocks, input_max);
             if downstream.session.io.broken {
                 return self.downstream_gone(downstream_id);
             }
@@ -336,7 +336,6 @@ impl Worker {
         }
         downstream.idle_since_ms = now_ms;
         if downstream.session.input.is_empty() {
-            downstream.session.input.release();
             self.timers
                 .arm(Key::Downstream(downstream_id), now_ms + IDLE_TIMEOUT_MS);
         } else {

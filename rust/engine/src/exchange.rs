@@ -16,13 +16,14 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, Snapshot};
+use meshfast_mesh::{Address, Dial, RoutePlace, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Input, Output};
 use crate::error::Failure;
 use crate::request::Request;
 use crate::shared::TcpTotals;
+use crate::stream::Peer;
 use crate::trace::TraceContext;
 
 /// A snapshot in use, with the worker's own cursors for round robin.
@@ -118,7 +119,7 @@ impl Half {
     }
 
     /// Moves payload until the source is empty, the sink is full or the half ends.
-    pub(crate) fn pump(&mut self, source: &mut Buffer, closed: bool, sink: &mut Buffer) -> Moved {
+    pub(crate) fn pump(&mut self, source: &mut Input, closed: bool, sink: &mut Output) -> Moved {
         let mut moved = Moved::Nothing;
         while !self.ended && !sink.is_high() {
             let (used, event) = match self.decoder.decode(source.as_slice()) {
@@ -158,7 +159,7 @@ impl Half {
     }
 
     /// The source has closed and nothing of it is left.
-    fn finish(&mut self, sink: &mut Buffer) -> Moved {
+    fn finish(&mut self, sink: &mut Output) -> Moved {
         let ended = self
             .decoder
             .finish()
@@ -193,8 +194,8 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<usize>,
     pub(crate) request: Option<Box<Request>>,
     pub(crate) destination: Option<Destination>,
-    /// The route's name, empty where there is none.
-    pub(crate) route: Rc<str>,
+    /// The route, when one was found; its name is looked up only when it is written.
+    pub(crate) route: Option<RoutePlace>,
     /// The endpoint of the current or last try: its index in the cluster.
     pub(crate) endpoint: Option<usize>,
     pub(crate) active_slot: Option<u32>,
@@ -227,7 +228,8 @@ pub(crate) struct Exchange {
     /// When something moved last, in ms.
     pub(crate) progress_ms: u64,
     pub(crate) upstream_address: Option<Address>,
-    pub(crate) upstream_local: String,
+    /// Our own address towards the upstream.
+    pub(crate) upstream_local: Option<Peer>,
 }
 
 impl Exchange {

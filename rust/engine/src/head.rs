@@ -11,6 +11,7 @@ use meshfast_wire::h1::{
 
 use crate::exchange::Exchange;
 use crate::stream::Peer;
+use crate::text;
 use crate::trace::TraceContext;
 
 /// Appends the request head for the upstream.
@@ -111,7 +112,7 @@ fn write_forwarded(head: &RequestHead, bytes: &[u8], peer: Peer, out: &mut Vec<u
         out.extend_from_slice(b", ");
     }
     match peer {
-        Peer::Ip(address) => out.extend_from_slice(address.ip().to_string().as_bytes()),
+        Peer::Ip(address) => text::ip(out, address.ip()),
         Peer::Local => out.extend_from_slice(b"unknown"),
     }
     out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");

@@ -27,6 +27,7 @@ mod session;
 mod settings;
 pub mod shared;
 mod stream;
+mod text;
 mod timers;
 mod trace;
 mod upstream;

@@ -9,6 +9,8 @@
 use meshfast_mesh::Random;
 use meshfast_wire::h1::{Name, RequestHead};
 
+use crate::text::hexadecimal;
+
 /// The identifiers of a trace, as lower-case hexadecimal text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TraceContext {
@@ -30,13 +32,11 @@ impl TraceContext {
 
     fn new(random: &mut Random) -> Self {
         let mut trace_id = [0; 32];
-        hexadecimal(random.next_u64(), &mut trace_id[..16]);
-        hexadecimal(random.next_u64() | 1, &mut trace_id[16..]);
-        let mut span_id = [0; 16];
-        hexadecimal(random.next_u64() | 1, &mut span_id);
+        trace_id[..16].copy_from_slice(&hexadecimal(random.next_u64()));
+        trace_id[16..].copy_from_slice(&hexadecimal(random.next_u64() | 1));
         Self {
             trace_id,
-            span_id,
+            span_id: hexadecimal(random.next_u64() | 1),
             sampled: false,
             is_new: true,
         }
@@ -136,8 +136,8 @@ fn context(trace_id: &[u8], span_id: &[u8], sampled: bool) -> Option<TraceContex
 /// A request identifier as Envoy makes it: a random UUID (RFC 9562, version 4).
 pub(crate) fn request_id(random: &mut Random) -> [u8; 36] {
     let mut digits = [0; 32];
-    hexadecimal(random.next_u64(), &mut digits[..16]);
-    hexadecimal(random.next_u64(), &mut digits[16..]);
+    digits[..16].copy_from_slice(&hexadecimal(random.next_u64()));
+    digits[16..].copy_from_slice(&hexadecimal(random.next_u64()));
     digits[12] = b'4';
     digits[16] = b"89ab"[random.below(4) as usize];
     let mut text = [b'-'; 36];
@@ -152,13 +152,6 @@ pub(crate) fn request_id(random: &mut Random) -> [u8; 36] {
         text[to..to + length].copy_from_slice(&digits[from]);
     }
     text
-}
-
-/// Writes `value` as hexadecimal, as many low digits as `out` has room for.
-fn hexadecimal(value: u64, out: &mut [u8]) {
-    for (place, digit) in out.iter_mut().rev().enumerate() {
-        *digit = b"0123456789abcdef"[(value >> (4 * place)) as usize & 15];
-    }
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ impl Worker {
                 return;
             };
             let input_max = self.limits.buffer_bytes_max();
-            let came = upstream.session.read(&mut self.scratch, input_max);
+            let came = upstream.session.read(&mut self.blocks, input_max);
             let Some(exchange_id) = upstream.exchange else {
                 return self.idle_upstream_spoke(upstream_id);
             };
@@ -332,7 +332,7 @@ impl Worker {
             .expect("a request is sent on an attached upstream");
         let upstream = &mut self.upstreams[upstream_id];
         exchange.sent_us = now_us;
-        exchange.upstream_local = upstream.session.stream.local().to_string();
+        exchange.upstream_local = Some(upstream.session.local);
         match exchange.carries {
             Carries::Http => {
                 let direction = exchange.generation.snapshot.listeners[exchange.listener].direction;
@@ -667,8 +667,6 @@ impl Worker {
             .map(|s| u64::from(s) * 1_000);
         let learned_ms = said_ms.map_or(idle_timeout_ms, |said| said.saturating_sub(1_000));
         upstream.idle_timeout_ms = idle_timeout_ms.min(learned_ms);
-        upstream.session.input.release();
-        upstream.session.output.release();
         let deadline_ms = now_ms + upstream.idle_timeout_ms;
         self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
         let upstream = &self.upstreams[upstream_id];

@@ -23,6 +23,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use crate::buffer::Blocks;
 use crate::clock::Clock;
 use crate::control::{Answer, Channel, Order, Question, Report};
 use crate::downstream::Downstream;
@@ -31,7 +32,6 @@ use crate::listener::Listener;
 use crate::os;
 use crate::record::Recorder;
 use crate::request::Request;
-use crate::session::READ_BYTES;
 use crate::settings::Settings;
 use crate::shared::{SharedMemory, State, WorkerShare};
 use crate::timers::{Key, Timers};
@@ -96,14 +96,12 @@ pub(crate) struct Worker {
     pub(crate) timers: Timers,
     to_drive: VecDeque<Key>,
     to_flush: Vec<Key>,
-    pub(crate) scratch: Box<[u8]>,
+    pub(crate) blocks: Blocks,
     #[expect(
         clippy::vec_box,
         reason = "boxes move between this list and exchanges as they are"
     )]
     pub(crate) spare_requests: Vec<Box<Request>>,
-    pub(crate) no_route: Rc<str>,
-    pub(crate) allow_any: Rc<str>,
     control: Channel,
     pub(crate) inbox: Channel,
     pub(crate) outboxes: Vec<Outbox>,
@@ -181,10 +179,8 @@ impl Worker {
             timers: Timers::default(),
             to_drive: VecDeque::new(),
             to_flush: Vec::new(),
-            scratch: vec![0; READ_BYTES].into_boxed_slice(),
+            blocks: Blocks::default(),
             spare_requests: Vec::new(),
-            no_route: Rc::from(""),
-            allow_any: Rc::from("allow_any"),
             control: Channel::new(settings.control_fd)?,
             inbox: Channel::new(settings.inbox_fd)?,
             outboxes,
@@ -304,11 +300,17 @@ impl Worker {
                     downstream.session.queued = false;
                     self.drive_downstream(id);
                 }
+                if let Some(downstream) = self.downstreams.get_mut(id) {
+                    downstream.session.input.settle(&mut self.blocks);
+                }
             }
             Key::Upstream(id) => {
                 if let Some(upstream) = self.upstreams.get_mut(id) {
                     upstream.session.queued = false;
                     self.drive_upstream(id);
+                }
+                if let Some(upstream) = self.upstreams.get_mut(id) {
+                    upstream.session.input.settle(&mut self.blocks);
                 }
             }
             Key::Exchange(_) => {}

@@ -57,9 +57,17 @@ impl<'a> Authority<'a> {
     /// # Errors
     /// When it is anything else than `host`, `host:port`, `[ip6]` or `[ip6]:port`.
     pub fn parse(authority: &'a [u8]) -> Result<Self, AuthorityError> {
-        if authority.contains(&b'@') {
-            return Err(AuthorityError::Userinfo);
-        }
+        // No part of an authority may hold an `@`, so looking for one can wait for an error.
+        Self::parts(authority).map_err(|error| {
+            if authority.contains(&b'@') {
+                AuthorityError::Userinfo
+            } else {
+                error
+            }
+        })
+    }
+
+    fn parts(authority: &'a [u8]) -> Result<Self, AuthorityError> {
         let (host, port) = split(authority);
         let port = port.map_or(Ok(None), parse_port)?;
         if host.len() > HOST_BYTES_MAX {
@@ -76,8 +84,7 @@ impl<'a> Authority<'a> {
         let is_valid = if ipv6 {
             Ipv6Addr::from_str(host).is_ok()
         } else {
-            host.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            host.bytes().all(|byte| HOST_BYTES[usize::from(byte)])
         };
         if is_valid {
             Ok(Self { host, port, ipv6 })
@@ -86,6 +93,18 @@ impl<'a> Authority<'a> {
         }
     }
 }
+
+/// Bytes of a host name.
+const HOST_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let is_mark = matches!(byte as u8, b'-' | b'.' | b'_');
+        table[byte] = is_mark || (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    table
+};
 
 /// Host (with brackets) and port of an authority, as written and unchecked.
 ///

@@ -123,11 +123,21 @@ impl Domains {
 
     /// The virtual host for an authority.
     pub(crate) fn find(&self, authority: &[u8]) -> Option<usize> {
+        if !self.has_names() {
+            return self.any.map(|virtual_host| virtual_host as usize);
+        }
         let mut text = [0; HOST_BYTES_MAX];
         normalised(authority, &mut text)
             .and_then(|host| self.find_host(host))
             .or(self.any)
             .map(|virtual_host| virtual_host as usize)
+    }
+
+    /// Many listeners have nothing but `*`; to them a host says nothing.
+    fn has_names(&self) -> bool {
+        !(self.exact.is_empty()
+            && self.suffixes.entries.is_empty()
+            && self.prefixes.entries.is_empty())
     }
 
     fn find_host(&self, host: &[u8]) -> Option<u32> {

@@ -46,5 +46,5 @@ pub use document::{Balancer, Direction, Protocol, Service, Workload};
 pub use error::{BlobError, Error, Problem};
 pub use matching::{Match, Request};
 pub use random::Random;
-pub use route::{Choice, Destinations, NoRoute, Route, TcpRoute, WeightedCluster};
+pub use route::{Choice, Destinations, NoRoute, Route, RoutePlace, TcpRoute, WeightedCluster};
 pub use snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};

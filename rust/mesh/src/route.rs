@@ -18,10 +18,26 @@ use crate::snapshot::Snapshot;
 pub struct Choice<'s> {
     /// Name of the route.
     pub route: &'s str,
+    /// Where the route stands: what to keep of it for as long as the snapshot is kept.
+    pub place: RoutePlace,
     /// Bound on the whole exchange, tries included; 0 is none.
     pub timeout_ms: u64,
     /// Index of the cluster in the snapshot.
     pub cluster: usize,
+}
+
+/// Where a route stands among the routes of its listener, by indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutePlace {
+    /// A route for requests.
+    Http {
+        /// Index of the virtual host.
+        virtual_host: u32,
+        /// Index of the route in it.
+        route: u32,
+    },
+    /// A route for connections.
+    Tcp(u32),
 }
 
 /// Why there is no choice.
@@ -139,13 +155,18 @@ impl Snapshot {
             .domains
             .find(request.authority())
             .ok_or(NoRoute::NoVirtualHost)?;
-        let routes = &listener.virtual_hosts[host].routes;
-        let route = routes
+        let (index, route) = listener.virtual_hosts[host]
+            .routes
             .iter()
-            .find(|route| route.takes(request))
+            .enumerate()
+            .find(|(_, route)| route.takes(request))
             .ok_or(NoRoute::NoMatch)?;
         Ok(Choice {
             route: &route.name,
+            place: RoutePlace::Http {
+                virtual_host: host as u32,
+                route: index as u32,
+            },
             timeout_ms: route.timeout_ms.unwrap_or(0),
             cluster: route.destinations.choose(random),
         })
@@ -164,8 +185,25 @@ impl Snapshot {
         let route = listener.tcp_routes.first().ok_or(NoRoute::NoMatch)?;
         Ok(Choice {
             route: &route.name,
+            place: RoutePlace::Tcp(0),
             timeout_ms: 0,
             cluster: route.destinations.choose(random),
         })
+    }
+
+    /// The name of a route that was chosen on this snapshot's listener of that index.
+    ///
+    /// # Panics
+    /// When the place is another snapshot's.
+    #[must_use]
+    pub fn route_name(&self, listener: usize, place: RoutePlace) -> &str {
+        let listener = &self.listeners[listener];
+        match place {
+            RoutePlace::Http {
+                virtual_host,
+                route,
+            } => &listener.virtual_hosts[virtual_host as usize].routes[route as usize].name,
+            RoutePlace::Tcp(route) => &listener.tcp_routes[route as usize].name,
+        }
     }
 }

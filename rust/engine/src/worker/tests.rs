@@ -200,3 +200,10 @@ fn a_panic_ends_one_connection_and_no_other() {
         });
     assert_eq!(rejected, Some(("panic".to_owned(), 1)));
 }
+
+#[test]
+fn what_an_idle_connection_holds_stays_small() {
+    // Resident for every idle client: 1 KiB is the bar, and its slab may be half empty.
+    assert!(size_of::<Downstream>() <= 256);
+    assert!(size_of::<Upstream>() <= 384);
+}

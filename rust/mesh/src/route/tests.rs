@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Choice, NoRoute};
+use super::{Choice, NoRoute, RoutePlace};
 use crate::example::{self, Get, tally};
 use crate::random::Random;
 
@@ -59,6 +59,10 @@ fn stays_in_the_virtual_host_of_the_domain() {
         found,
         Ok(Choice {
             route: "api",
+            place: RoutePlace::Http {
+                virtual_host: 1,
+                route: 0
+            },
             timeout_ms: 0,
             cluster: 1
         })
@@ -111,10 +115,33 @@ fn connections_take_the_first_tcp_route() {
         choice,
         Ok(Choice {
             route: "default/db/tcp/0",
+            place: RoutePlace::Tcp(0),
             timeout_ms: 0,
             cluster: 1
         })
     );
+}
+
+#[test]
+fn the_place_of_a_route_gives_its_name_back() {
+    let snapshot = example::snapshot(&with_hosts(json!([
+        {"name": "any", "domains": ["*"], "routes": [
+            route("a", json!([{"uri": {"exact": "/a"}}]), "a"), route("rest", json!([]), "b")]},
+        {"name": "shop", "domains": ["shop"], "routes": [route("shop", json!([]), "b")]},
+    ])));
+    let mut random = Random::new(1);
+    for request in [
+        Get::new("h", "/a"),
+        Get::new("h", "/"),
+        Get::new("shop", "/"),
+    ] {
+        let choice = snapshot.route(0, &request, &mut random).unwrap();
+        assert_eq!(snapshot.route_name(0, choice.place), choice.route);
+    }
+    let document = example::document();
+    let snapshot = example::snapshot(&document);
+    let choice = snapshot.route_tcp(1, &mut random).unwrap();
+    assert_eq!(snapshot.route_name(1, choice.place), choice.route);
 }
 
 #[test]

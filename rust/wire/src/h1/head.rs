@@ -11,7 +11,7 @@
 //!
 //! Tests: `tests/wire/h1_framing.rs`, `tests/wire/h1_syntax.rs`.
 
-use super::header::{Header, Name};
+use super::header::{Header, Name, Present};
 use super::limits::{Limits, Underscores};
 use super::{Framing, Span, Version};
 use crate::error::{Error, ErrorKind};
@@ -190,14 +190,14 @@ impl Scan {
 }
 
 /// Turns the header section `start..end` of `bytes` (`end` after the empty line) into `headers`,
-/// which is cleared first. `count` is the number of lines the scan saw.
+/// which is cleared first; says which names are there. `count` is the number of lines the scan saw.
 pub(super) fn read_fields(
     bytes: &[u8],
     start: usize,
     end: usize,
     count: usize,
     headers: &mut Vec<Header>,
-) -> Result<(), Error> {
+) -> Result<Present, Error> {
     headers.clear();
     if count <= FIELDS_USUAL_MAX {
         read_fields_into::<FIELDS_USUAL_MAX>(bytes, start, end, headers)
@@ -211,7 +211,7 @@ fn read_fields_into<const MAX: usize>(
     start: usize,
     end: usize,
     headers: &mut Vec<Header>,
-) -> Result<(), Error> {
+) -> Result<Present, Error> {
     let mut array = [httparse::EMPTY_HEADER; MAX];
     let parsed = httparse::parse_headers(&bytes[start..end], &mut array).map_err(field_fault)?;
     let httparse::Status::Complete((len, fields)) = parsed else {
@@ -223,6 +223,7 @@ fn read_fields_into<const MAX: usize>(
         let at = part.as_ptr() as usize - base;
         Span::new(at, at + part.len())
     };
+    let mut present = Present::default();
     headers.reserve(fields.len());
     for (at, field) in fields.iter().enumerate() {
         let name = span(field.name.as_bytes());
@@ -232,6 +233,7 @@ fn read_fields_into<const MAX: usize>(
             None => end - 4,
         };
         let kind = Name::of(field.name.as_bytes());
+        present.add(kind);
         headers.push(Header {
             line: Span::new(name.start as usize, line_end),
             name,
@@ -240,7 +242,7 @@ fn read_fields_into<const MAX: usize>(
             hop_by_hop: kind.is_hop_by_hop(),
         });
     }
-    Ok(())
+    Ok(present)
 }
 
 /// What `httparse` refuses within lines the scan let through.
@@ -312,8 +314,15 @@ impl Connection {
 
 /// Reads the Connection options and marks the headers they name as hop-by-hop, except protected
 /// ones (RFC 9110 7.6.1).
-pub(super) fn read_connection(bytes: &[u8], headers: &mut [Header]) -> Result<Connection, Error> {
+pub(super) fn read_connection(
+    bytes: &[u8],
+    headers: &mut [Header],
+    present: Present,
+) -> Result<Connection, Error> {
     let mut connection = Connection::default();
+    if !present.has(Name::Connection) {
+        return Ok(connection);
+    }
     let mut options = 0;
     for at in 0..headers.len() {
         if headers[at].kind != Name::Connection {
@@ -350,7 +359,10 @@ fn nominate(bytes: &[u8], headers: &mut [Header], option: &[u8]) {
 }
 
 /// A Trailer header stays only where trailers can follow: behind a chunked body.
-pub(super) fn settle_trailer(headers: &mut [Header], framing: Framing) {
+pub(super) fn settle_trailer(headers: &mut [Header], present: Present, framing: Framing) {
+    if !present.has(Name::Trailer) {
+        return;
+    }
     for header in headers
         .iter_mut()
         .filter(|header| header.kind == Name::Trailer)
@@ -360,8 +372,15 @@ pub(super) fn settle_trailer(headers: &mut [Header], framing: Framing) {
 }
 
 /// The first protocol of the Upgrade headers, or `None` without any.
-pub(super) fn read_upgrade(bytes: &[u8], headers: &[Header]) -> Result<Option<Span>, Error> {
+pub(super) fn read_upgrade(
+    bytes: &[u8],
+    headers: &[Header],
+    present: Present,
+) -> Result<Option<Span>, Error> {
     let mut first = None;
+    if !present.has(Name::Upgrade) {
+        return Ok(first);
+    }
     for header in headers.iter().filter(|header| header.kind == Name::Upgrade) {
         let value = header.value.of(bytes);
         for protocol in list(value) {
@@ -383,8 +402,12 @@ pub(super) fn read_upgrade(bytes: &[u8], headers: &[Header]) -> Result<Option<Sp
 pub(super) fn read_framing(
     bytes: &[u8],
     headers: &[Header],
+    present: Present,
     version: Version,
 ) -> Result<Framing, Error> {
+    if !present.has(Name::ContentLength) && !present.has(Name::TransferEncoding) {
+        return Ok(Framing::None);
+    }
     let mut length = None;
     let mut chunked = false;
     for header in headers {
@@ -476,7 +499,15 @@ pub(super) fn read_version(version: &[u8]) -> Result<Version, Error> {
 }
 
 /// The value of the first header of this name.
-pub(super) fn first<'a>(bytes: &'a [u8], headers: &[Header], kind: Name) -> Option<&'a [u8]> {
+pub(super) fn first<'a>(
+    bytes: &'a [u8],
+    headers: &[Header],
+    present: Present,
+    kind: Name,
+) -> Option<&'a [u8]> {
+    if !present.has(kind) {
+        return None;
+    }
     headers
         .iter()
         .find(|header| header.kind == kind)

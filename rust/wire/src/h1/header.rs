@@ -72,6 +72,26 @@ pub enum Name {
     XRequestId,
 }
 
+/// Which names a head has, so that a rule about a name that is not there costs one test instead of a
+/// walk over all headers; a head has four of its forty names, and there are a dozen rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Present(u64);
+
+const _: () = assert!(
+    (Name::XRequestId as u32) < u64::BITS,
+    "a bit for every name"
+);
+
+impl Present {
+    pub(super) fn add(&mut self, name: Name) {
+        self.0 |= 1 << name as u32;
+    }
+
+    pub(super) fn has(self, name: Name) -> bool {
+        self.0 & (1 << name as u32) != 0
+    }
+}
+
 /// Names of one length, in lower case.
 type Names = &'static [(&'static [u8], Name)];
 
@@ -136,11 +156,31 @@ const fn listed(len: usize) -> Names {
     }
 }
 
-/// `eq_ignore_ascii_case` with one side known to be lower case and as long: half the work.
+/// `eq_ignore_ascii_case` with one side known to be lower case and as long. Eight bytes at once:
+/// names are compared seven times a request, and byte by byte that cost 14 instructions a byte.
 fn is_in_any_case(name: &[u8], lower: &[u8]) -> bool {
-    name.iter()
-        .zip(lower)
-        .all(|(byte, lower)| byte.to_ascii_lowercase() == *lower)
+    debug_assert_eq!(name.len(), lower.len(), "compared by length before");
+    let (words, rest) = name.as_chunks();
+    let (lower_words, lower_rest) = lower.as_chunks();
+    words
+        .iter()
+        .zip(lower_words)
+        .all(|(word, lower)| lower_case(u64::from_ne_bytes(*word)) == u64::from_ne_bytes(*lower))
+        && rest
+            .iter()
+            .zip(lower_rest)
+            .all(|(byte, lower)| byte.to_ascii_lowercase() == *lower)
+}
+
+/// `make_ascii_lowercase` of eight bytes. In each byte, which no carry leaves because the highest
+/// bit is masked off: from `A` on the first sum reaches that bit, past `Z` the second does.
+fn lower_case(word: u64) -> u64 {
+    const EACH: u64 = u64::MAX / 255;
+    let low = word & (0x7f * EACH);
+    let from_a = low + (0x80 - b'A' as u64) * EACH;
+    let past_z = low + (0x7f - b'Z' as u64) * EACH;
+    let is_upper = (from_a & !past_z) & !word & (0x80 * EACH);
+    word | (is_upper >> 2)
 }
 
 impl Name {
@@ -283,6 +323,20 @@ mod tests {
                 assert_eq!(name.len(), len, "{name:?}");
                 assert_eq!(Name::of(name), kind);
                 assert_eq!(Name::of(&name.to_ascii_uppercase()), kind);
+            }
+        }
+    }
+
+    #[test]
+    fn lower_cases_eight_bytes_as_one_by_one() {
+        for byte in 0..=255u8 {
+            for place in 0..8 {
+                for others in [0x00, 0x40, b'A', b'Z', b'[', b'z', 0x7f, 0xff] {
+                    let mut bytes = [others; 8];
+                    bytes[place] = byte;
+                    let lowered = lower_case(u64::from_ne_bytes(bytes)).to_ne_bytes();
+                    assert_eq!(lowered, bytes.map(|byte| byte.to_ascii_lowercase()));
+                }
             }
         }
     }

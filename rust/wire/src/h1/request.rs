@@ -7,7 +7,7 @@
 //! Tests: `tests/wire/h1_framing.rs`, `tests/wire/h1_syntax.rs`.
 
 use super::head::{self, Connection, Scan, Scanned, Section};
-use super::header::{Header, Name};
+use super::header::{Header, Name, Present};
 use super::limits::Limits;
 use super::{Framing, Parsed, Span, Version};
 use crate::error::{Error, ErrorKind};
@@ -116,6 +116,7 @@ pub struct RequestHead {
     /// Host differs from the authority of an absolute target, which wins (RFC 9112 3.2.2): Host
     /// must be rewritten.
     pub host_mismatch: bool,
+    present: Present,
     scan: Scan,
     answered: bool,
 }
@@ -147,6 +148,7 @@ impl RequestHead {
             te_trailers: false,
             max_forwards: None,
             host_mismatch: false,
+            present: Present::default(),
             scan: Scan::new(Section::Request),
             answered: false,
         }
@@ -188,7 +190,7 @@ impl RequestHead {
 
     /// The value of the first header of this name.
     pub fn header<'a>(&self, bytes: &'a [u8], kind: Name) -> Option<&'a [u8]> {
-        head::first(bytes, &self.headers, kind)
+        head::first(bytes, &self.headers, self.present, kind)
     }
 
     /// The status of the answer this proxy gives itself, whatever its routes say: 405 for TRACE,
@@ -316,15 +318,16 @@ impl RequestHead {
     /// Everything below the request line.
     fn read_fields(&mut self, bytes: &[u8], limits: &Limits) -> Result<(), Error> {
         let (start, count) = (self.scan.fields_start(), self.scan.fields());
-        head::read_fields(bytes, start, self.len, count, &mut self.headers)?;
+        let present = head::read_fields(bytes, start, self.len, count, &mut self.headers)?;
+        self.present = present;
         head::check_underscores(bytes, &mut self.headers, limits)?;
-        self.framing = head::read_framing(bytes, &self.headers, self.version)?;
+        self.framing = head::read_framing(bytes, &self.headers, present, self.version)?;
         self.check_connect()?;
         self.read_host(bytes)?;
-        let connection = head::read_connection(bytes, &mut self.headers)?;
+        let connection = head::read_connection(bytes, &mut self.headers, present)?;
         self.keep_alive = connection.persists(self.version);
         self.read_offers(bytes, connection)?;
-        head::settle_trailer(&mut self.headers, self.framing);
+        head::settle_trailer(&mut self.headers, present, self.framing);
         Ok(())
     }
 
@@ -382,11 +385,15 @@ impl RequestHead {
     /// Expect, Upgrade, TE, Max-Forwards.
     fn read_offers(&mut self, bytes: &[u8], connection: Connection) -> Result<(), Error> {
         let is_http11 = self.version == Version::Http11;
-        let upgrade = head::read_upgrade(bytes, &self.headers)?;
+        let upgrade = head::read_upgrade(bytes, &self.headers, self.present)?;
         // HTTP/1.0 has neither Upgrade nor 100-continue: both are ignored (RFC 9110 7.8, 10.1.1).
         self.upgrade = upgrade.filter(|_| connection.upgrade && is_http11);
         let has_body = !matches!(self.framing, Framing::None | Framing::Length(0));
         let counts_hops = matches!(self.method_kind, Method::Options | Method::Trace);
+        let offers = [Name::Expect, Name::MaxForwards, Name::Te];
+        if !offers.iter().any(|offer| self.present.has(*offer)) {
+            return Ok(());
+        }
         for header in &self.headers {
             let value = header.value.of(bytes);
             match header.kind {
@@ -415,6 +422,18 @@ fn max_forwards(value: &[u8]) -> Result<u32, Error> {
     number.ok_or(ErrorKind::MaxForwards.into())
 }
 
+/// Bytes of a host name: unreserved characters (RFC 3986 2.3).
+const HOST_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let is_mark = matches!(byte as u8, b'-' | b'.' | b'_' | b'~');
+        table[byte] = is_mark || (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    table
+};
+
 /// Whether an authority names a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
@@ -435,7 +454,7 @@ fn read_authority(authority: &[u8]) -> Option<Port> {
     } else {
         let end = memchr(b':', authority).unwrap_or(authority.len());
         let host = &authority[..end];
-        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+        let plain = |byte: &u8| HOST_BYTES[usize::from(*byte)];
         host.iter()
             .all(plain)
             .then_some((host, &authority[end..]))?

@@ -8,7 +8,7 @@
 //! Tests: `tests/wire/h1_responses.rs`.
 
 use super::head::{self, Scan, Scanned, Section};
-use super::header::{Header, Name};
+use super::header::{Header, Name, Present};
 use super::limits::Limits;
 use super::request::Method;
 use super::{Framing, Parsed, Span, Version};
@@ -37,6 +37,7 @@ pub struct ResponseHead {
     pub keep_alive_timeout_s: Option<u32>,
     /// The protocol switched to. Always there with 101.
     pub upgrade: Option<Span>,
+    present: Present,
     scan: Scan,
     answered: bool,
 }
@@ -60,6 +61,7 @@ impl ResponseHead {
             keep_alive: false,
             keep_alive_timeout_s: None,
             upgrade: None,
+            present: Present::default(),
             scan: Scan::new(Section::Response),
             answered: false,
         }
@@ -97,7 +99,7 @@ impl ResponseHead {
 
     /// The value of the first header of this name.
     pub fn header<'a>(&self, bytes: &'a [u8], kind: Name) -> Option<&'a [u8]> {
-        head::first(bytes, &self.headers, kind)
+        head::first(bytes, &self.headers, self.present, kind)
     }
 
     /// An answer before the final one: 1xx except 101.
@@ -159,24 +161,26 @@ impl ResponseHead {
     /// Everything below the status line.
     fn read_fields(&mut self, bytes: &[u8], request_method: Method) -> Result<(), Error> {
         let (start, count) = (self.scan.fields_start(), self.scan.fields());
-        head::read_fields(bytes, start, self.len, count, &mut self.headers)?;
-        let connection = head::read_connection(bytes, &mut self.headers)?;
+        let present = head::read_fields(bytes, start, self.len, count, &mut self.headers)?;
+        self.present = present;
+        let connection = head::read_connection(bytes, &mut self.headers, present)?;
         self.keep_alive = connection.persists(self.version);
         self.read_body_framing(bytes, request_method)?;
-        self.keep_alive_timeout_s =
-            head::first(bytes, &self.headers, Name::KeepAlive).and_then(keep_alive_timeout_s);
-        let upgrade = head::read_upgrade(bytes, &self.headers)?;
+        self.keep_alive_timeout_s = self
+            .header(bytes, Name::KeepAlive)
+            .and_then(keep_alive_timeout_s);
+        let upgrade = head::read_upgrade(bytes, &self.headers, present)?;
         self.upgrade = upgrade.filter(|_| connection.upgrade && self.version == Version::Http11);
         if self.status == 101 && self.upgrade.is_none() {
             return Err(ErrorKind::SwitchingWithoutUpgrade.into());
         }
-        head::settle_trailer(&mut self.headers, self.framing);
+        head::settle_trailer(&mut self.headers, present, self.framing);
         Ok(())
     }
 
     /// RFC 9112 6.3, in its order.
     fn read_body_framing(&mut self, bytes: &[u8], request_method: Method) -> Result<(), Error> {
-        let announced = head::read_framing(bytes, &self.headers, self.version)?;
+        let announced = head::read_framing(bytes, &self.headers, self.present, self.version)?;
         let is_tunnel = request_method == Method::Connect && self.status / 100 == 2;
         match self.status {
             // Interim answers have no body, and one that promises it is about to be misread.
