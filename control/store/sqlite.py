@@ -303,8 +303,9 @@ class _SqliteWatch:
     def wait(self, timeout_ms: int) -> bool:
         """See the contract."""
         self._refuse_if_closed()
-        ready, _, _ = select.select([self._descriptor], [], [], timeout_ms / 1000)
-        return bool(ready)
+        poller = select.poll()  # select takes descriptors below 1024 only
+        poller.register(self._descriptor, select.POLLIN)
+        return bool(poller.poll(timeout_ms))
 
     def close(self) -> None:
         """See the contract."""

@@ -62,6 +62,12 @@ class SharedMemory:
     def workers(self) -> list[WorkerStats]:
         """Read one line per worker slot that was ever used."""
 
+    def reap(self, slot: int, pid: int) -> bool:
+        """Reset the gauges of a worker that is gone and left no successor.
+
+        True when `pid` was the slot's last worker and its line was not reset before.
+        """
+
     def http_series(self) -> list[HttpSeries]:
         """Read every HTTP series, summed over workers."""
 

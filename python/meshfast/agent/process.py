@@ -25,6 +25,7 @@ from meshfast.agent.http import Response, Server
 from meshfast.agent.log import Log
 from meshfast.agent.loop import READ, Loop
 from meshfast.agent.publisher import Publisher
+from meshfast.agent.reaper import Reaper
 from meshfast.agent.resolver import Resolver, WorkerQuestions, look_up
 from meshfast.agent.settings import Settings
 from meshfast.telemetry.exposition import negotiate, write
@@ -101,6 +102,7 @@ class Agent:
             describe,
             compiler,
         )
+        Reaper(self._loop, source)
         if "metrics" in settings.sockets:
             self._server = Server(self._loop, settings.sockets["metrics"], self._handlers())
         self._control.send({"type": "ready"})

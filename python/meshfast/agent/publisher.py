@@ -12,9 +12,10 @@ Does not do: deciding what a configuration means (policy).
 
 Invariants:
 1. One snapshot is on its way at a time; what is asked for meanwhile is done once, afterwards.
-2. A compilation begins when every worker serves from the last snapshot. Slots of endpoints that
-   went away are not given to others while a worker holds a snapshot that has them; snapshots from
-   before this agent are not known to it, so it waits until they are left.
+2. A compilation begins when every worker serves from the last snapshot. A slot of an endpoint that
+   went away is given to another when no exchange is counted in it and none can begin there any
+   more: exchanges choose an endpoint within `SETTLE_S` of their snapshot's end. What snapshots from
+   before this agent had is not known to it, so for as long it waits until they are left.
 3. A name of the configuration that does not resolve keeps its last good addresses, for ever.
 4. A changed DNS answer changes endpoints only: an edited file waits for its SIGHUP, because names
    are compiled with a copy of the file that was loaded last.
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import json
 import os
+from time import monotonic
 
 from meshfast.agent.compilation import COMPILER, Compilation
 
@@ -57,6 +59,7 @@ NAMES = "names"  # DNS answers changed, or are not known yet
 BIND_S = 10.0
 SLOW_S = 30.0  # a worker that does not take a snapshot for so long is worth a warning
 LEAVING_POLL_S = 0.05
+SETTLE_S = 40.0  # three connects of 10 s, and the resolver
 
 
 class Publisher:
@@ -91,9 +94,10 @@ class Publisher:
         self._answers: dict[str, list[str]] = {}  # the last good ones
         self._attempt: _Attempt | None = None
         self._reload_wanted = False
-        self._applied = facts.generation
         self._known_since = facts.generation  # what older snapshots have is not known here
-        self._older: dict[int, dict[int, tuple[str, str]]] = {}  # generation -> slot -> endpoint
+        self._settled_at = monotonic() + SETTLE_S
+        # What replaced snapshots had: until when an exchange may begin there, slot -> endpoint.
+        self._older: list[tuple[float, dict[int, tuple[str, str]]]] = []
         self._watchdog: Timer | None = None
         self._stopped = False
         self._take_over(settings.snapshot_fd)
@@ -157,7 +161,7 @@ class Publisher:
             for worker in self._source.workers()
             if is_alive(worker) and worker.oldest_generation < self._known_since
         ]
-        if holding:
+        if holding and monotonic() < self._settled_at:
             self._loop.call_later(LEAVING_POLL_S, lambda: self._compile_when_left(attempt))
         else:
             self._compile(attempt)
@@ -183,17 +187,15 @@ class Publisher:
         run.run(self._loop, self._compiler, lambda: self._on_compiled(attempt, run))
 
     def _reserved(self) -> list[tuple[str, str, int]]:
-        """The slots of snapshots that workers still hold; forgets those that all have left."""
-        held = [worker.oldest_generation for worker in self._source.workers() if is_alive(worker)]
-        oldest = min(held, default=self._facts.generation)
-        self._older = {number: it for number, it in self._older.items() if number >= oldest}
-        return sorted(
-            {
-                (cluster, address, slot)
-                for endpoints in self._older.values()
-                for slot, (cluster, address) in endpoints.items()
-            }
-        )
+        """The slots of older snapshots that are not free yet, with the endpoints they belong to."""
+        now = monotonic()
+        self._older = [(until, slots) for until, slots in self._older if until > now]
+        reserved = {slot: endpoint for _, slots in self._older for slot, endpoint in slots.items()}
+        for line in self._source.endpoints():
+            if line.active and line.slot not in self._facts.endpoints:
+                # Whose it was may be forgotten; it is not free all the same.
+                reserved.setdefault(line.slot, ("", f"slot {line.slot}"))
+        return [(cluster, address, slot) for slot, (cluster, address) in reserved.items()]
 
     def _on_compiled(self, attempt: _Attempt, run: Compilation) -> None:
         attempt.hosts = run.hosts
@@ -249,8 +251,7 @@ class Publisher:
     def _succeed(self, attempt: _Attempt) -> None:
         os.close(self._snapshot_fd)
         self._snapshot_fd, attempt.blob_fd = attempt.blob_fd, -1
-        self._older[self._applied] = self._facts.endpoints
-        self._applied = attempt.generation
+        self._older.append((monotonic() + SETTLE_S, self._facts.endpoints))
         self._unbind(self._listeners - self._take_over(self._snapshot_fd))
         self._keep(attempt)
         self._facts.last_reload_success = True

@@ -6,6 +6,7 @@ Tests: tests/supervisor/test_protocol.py.
 from __future__ import annotations
 
 import os
+from time import monotonic
 
 from meshfast.supervisor import channel
 from meshfast.supervisor.children import DRAINING, Child
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Handler = Callable[[Child, dict[str, Any], list[int]], None]
 
 __all__ = ["hang_up", "hear", "listen_to"]
+
+EXIT_S = 0.2
 
 
 def listen_to(child: Child, loop: Loop, handlers: dict[str, Handler]) -> None:
@@ -47,7 +50,8 @@ def hear(child: Child, loop: Loop, handlers: dict[str, Handler]) -> None:
         except channel.Closed:
             hang_up(child, loop)
             if child.phase != DRAINING:
-                child.kill()
+                # Most likely it is about to exit, and its exit code says more than our kill would.
+                child.kill_at = monotonic() + EXIT_S
         except channel.ChannelError as error:
             say(f"{child.name} (pid {child.pid}) broke the protocol and is replaced: {error}")
             hang_up(child, loop)

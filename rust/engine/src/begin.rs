@@ -39,10 +39,15 @@ impl Worker {
         started_us: u64,
     ) -> usize {
         let listener = &self.listeners[self.downstreams[downstream_id].listener];
+        // A request on a listener that was removed long ago finds no route in the newest snapshot.
+        let (generation, index) = listener.place().map_or_else(
+            || (Rc::clone(&self.generation), usize::MAX),
+            |(generation, index)| (Rc::clone(generation), index),
+        );
         let now_us = self.clock.now_us();
         let exchange = Exchange {
-            generation: Rc::clone(&listener.generation),
-            listener: listener.index,
+            generation,
+            listener: index,
             carries,
             stage: Stage::Connecting,
             downstream: downstream_id,
@@ -64,6 +69,7 @@ impl Worker {
             },
             reported: TcpTotals::default(),
             transport_failure: String::new(),
+            question: 0,
             interim_responses: 0,
             trace: None,
             request_id: None,
@@ -140,7 +146,9 @@ impl Worker {
             .request
             .as_deref()
             .expect("an HTTP exchange has a request");
-        let facts = listener_facts(exchange, &self.downstreams[exchange.downstream]);
+        let Some(facts) = listener_facts(exchange, &self.downstreams[exchange.downstream]) else {
+            return self.fail(exchange_id, Failure::NoRoute);
+        };
         let arrival = match Arrival::of_request(&facts, &request_facts(request)) {
             Ok(arrival) => arrival,
             Err(Refusal::ConnectOff) => {
@@ -186,18 +194,21 @@ impl Worker {
         if !self.ask_resolver(id, host) {
             return self.fail(exchange_id, Failure::NameNotResolved);
         }
+        self.exchanges[exchange_id].question = id;
         self.resolving.insert(id, (exchange_id, port));
-        self.timers.arm(
-            Key::Exchange(exchange_id),
-            self.clock.now_ms() + RESOLVE_TIMEOUT_MS,
-        );
+        self.exchanges[exchange_id].deadline_ms = self.clock.now_ms() + RESOLVE_TIMEOUT_MS;
+        self.arm_exchange(exchange_id);
     }
 
     /// The resolver has answered a question of this worker.
     pub(crate) fn resolved(&mut self, id: u64, addresses: &[String], error: Option<String>) {
+        // An exchange that ends takes its question with it, so whoever is found here has asked.
         let Some((exchange_id, port)) = self.resolving.remove(&id) else {
             return;
         };
+        let exchange = &mut self.exchanges[exchange_id];
+        debug_assert!(exchange.question == id && exchange.stage == Stage::Resolving);
+        exchange.question = 0;
         let first = addresses.iter().find_map(|text| text.parse().ok());
         match first {
             Some(ip) => self.pass_through_to(exchange_id, SocketAddr::new(ip, port)),
@@ -210,13 +221,6 @@ impl Worker {
 
     fn pass_through_to(&mut self, exchange_id: usize, address: SocketAddr) {
         let dial = Dial::address(address, PASSTHROUGH_CONNECT_TIMEOUT_MS);
-        if self
-            .listeners
-            .iter()
-            .any(|listener| listener.is_reached_by(&dial))
-        {
-            return self.fail(exchange_id, Failure::RequestLoop);
-        }
         let exchange = &mut self.exchanges[exchange_id];
         exchange.destination = Some(Destination::Passthrough(dial));
         self.start(exchange_id, 0);
@@ -225,41 +229,43 @@ impl Worker {
     /// The destination is known: clocks start, the first try is made.
     fn start(&mut self, exchange_id: usize, timeout_ms: u64) {
         let now_ms = self.clock.now_ms();
-        let exchange = &mut self.exchanges[exchange_id];
-        if timeout_ms > 0 {
-            exchange.deadline_ms = now_ms + timeout_ms;
-        }
-        let deadline_ms = exchange.next_deadline_ms();
-        self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+        self.exchanges[exchange_id].deadline_ms = match timeout_ms {
+            0 => 0,
+            timeout_ms => now_ms + timeout_ms,
+        };
+        self.arm_exchange(exchange_id);
         self.dial(exchange_id);
     }
 
     /// An exchange's deadline has passed: the route's, the idle time, or the resolver's.
     pub(crate) fn exchange_timer(&mut self, exchange_id: usize) {
         let now_ms = self.clock.now_ms();
-        let exchange = &self.exchanges[exchange_id];
-        if exchange.stage == Stage::Resolving {
-            return self.fail(exchange_id, Failure::NameNotResolved);
-        }
-        if exchange.stage == Stage::Tunnel {
+        if self.exchanges[exchange_id].stage == Stage::Tunnel {
             self.record_tunnel(exchange_id);
         }
         let exchange = &self.exchanges[exchange_id];
-        if exchange.abandon_ms != 0 && exchange.abandon_ms <= now_ms {
-            return self.downstream_gone(exchange.downstream);
-        }
-        if exchange.deadline_ms != 0 && exchange.deadline_ms <= now_ms {
-            return self.fail(exchange_id, Failure::RouteTimeout);
-        }
-        let deadline_ms = exchange.next_deadline_ms();
-        if deadline_ms > now_ms {
-            let look_again_ms = match exchange.stage {
-                Stage::Tunnel => deadline_ms.min(now_ms + TUNNEL_REPORT_MS),
-                _ => deadline_ms,
+        let has_passed = |at_ms: u64| at_ms != 0 && at_ms <= now_ms;
+        if exchange.stage < Stage::Streaming && has_passed(exchange.abandon_ms) {
+            self.downstream_gone(exchange.downstream);
+        } else if has_passed(exchange.deadline_ms) {
+            let is_resolving = exchange.stage == Stage::Resolving;
+            let failure = if is_resolving {
+                Failure::NameNotResolved
+            } else {
+                Failure::RouteTimeout
             };
-            return self.timers.arm(Key::Exchange(exchange_id), look_again_ms);
+            self.fail(exchange_id, failure);
+        } else if has_passed(exchange.idle_ms()) {
+            self.fail(exchange_id, Failure::StreamIdle);
+        } else {
+            self.arm_exchange(exchange_id);
         }
-        self.fail(exchange_id, Failure::StreamIdle);
+    }
+
+    /// Sets when to look at an exchange next. Nothing else arms the timer of an exchange.
+    pub(crate) fn arm_exchange(&mut self, exchange_id: usize) {
+        let at_ms = self.exchanges[exchange_id].next_look_ms(self.clock.now_ms());
+        self.timers.arm(Key::Exchange(exchange_id), at_ms);
     }
 
     /// Ends the exchange when both directions are done.
@@ -308,24 +314,24 @@ impl Worker {
         let downstream_id = exchange.downstream;
         let is_delimited = exchange.is_delimited;
         self.record(exchange_id);
-        self.remove_exchange(exchange_id);
-        if is_delimited {
-            self.close_downstream(downstream_id);
-        } else {
-            self.abort_downstream(downstream_id);
+        if !is_delimited {
+            return self.cut(exchange_id);
         }
+        // What is missing shows by itself: the last chunk, or bytes of the promised length.
+        self.remove_exchange(exchange_id);
+        self.close_downstream(downstream_id);
     }
 }
 
-fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> ListenerFacts {
-    let listener = &exchange.generation.snapshot.listeners[exchange.listener];
-    ListenerFacts {
+fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> Option<ListenerFacts> {
+    let listener = exchange.listener()?;
+    Some(ListenerFacts {
         direction: listener.direction,
         forward_proxy: listener.forward_proxy,
         original: None,
         local: downstream.session.local.socket(),
         peer: downstream.peer.socket(),
-    }
+    })
 }
 
 fn request_facts(request: &Request) -> RequestFacts<'_> {
@@ -347,17 +353,33 @@ fn request_facts(request: &Request) -> RequestFacts<'_> {
 }
 
 impl Exchange {
-    /// When to look at this exchange next: the earliest of its deadlines.
-    fn next_deadline_ms(&self) -> u64 {
-        let patience_ms = if self.stage == Stage::Tunnel {
-            TUNNEL_IDLE_MS
+    /// When to look at this exchange next: the earliest of its deadlines, and for a tunnel the next
+    /// report.
+    fn next_look_ms(&self, now_ms: u64) -> u64 {
+        let abandon_ms = if self.stage < Stage::Streaming {
+            self.abandon_ms
         } else {
-            STREAM_IDLE_MS
+            0
         };
-        let idle_ms = self.progress_ms + patience_ms;
-        let set = [self.deadline_ms, self.abandon_ms]
+        let report_ms = if self.stage == Stage::Tunnel {
+            now_ms + TUNNEL_REPORT_MS
+        } else {
+            0
+        };
+        [self.deadline_ms, abandon_ms, report_ms]
             .into_iter()
-            .filter(|at_ms| *at_ms != 0);
-        set.fold(idle_ms, u64::min)
+            .filter(|at_ms| *at_ms != 0)
+            .fold(self.idle_ms(), u64::min)
+    }
+
+    /// When the exchange has been idle for too long.
+    fn idle_ms(&self) -> u64 {
+        let is_tunnel = self.stage == Stage::Tunnel;
+        self.progress_ms
+            + if is_tunnel {
+                TUNNEL_IDLE_MS
+            } else {
+                STREAM_IDLE_MS
+            }
     }
 }

@@ -97,8 +97,8 @@ impl Worker {
     }
 
     /// A FIN behind a whole request: the caller may have closed only its sending side and wait for the
-    /// answer, or be gone. It gets the benefit of the doubt for a moment; a write to a caller that is
-    /// gone tells sooner.
+    /// answer, or be gone. It gets the benefit of the doubt for a moment. Once the answer has begun,
+    /// writing it tells whether anybody is there.
     fn note_half_close(&mut self, downstream_id: usize) {
         let Some(downstream) = self.downstreams.get(downstream_id) else {
             return;
@@ -110,10 +110,9 @@ impl Worker {
             return;
         }
         let exchange = &mut self.exchanges[exchange_id];
-        if exchange.stage != Stage::Tunnel && exchange.abandon_ms == 0 {
+        if exchange.stage < Stage::Streaming && exchange.abandon_ms == 0 {
             exchange.abandon_ms = self.clock.now_ms() + HALF_CLOSE_MS;
-            let deadline_ms = exchange.abandon_ms;
-            self.timers.arm(Key::Exchange(exchange_id), deadline_ms);
+            self.arm_exchange(exchange_id);
         }
     }
 
@@ -238,9 +237,14 @@ impl Worker {
     pub(crate) fn keeps_downstream(&self, exchange_id: usize) -> bool {
         let exchange = &self.exchanges[exchange_id];
         let session = &self.downstreams[exchange.downstream].session;
-        exchange.head().is_some_and(|head| head.keep_alive)
+        // Bytes behind an upgrade or a CONNECT that was not granted may be of the other protocol (row
+        // U1): they are not read as a request.
+        exchange.carries == Carries::Http
+            && exchange
+                .head()
+                .is_some_and(|head| head.keep_alive && head.upgrade.is_none())
             && !self.is_draining()
-            && !self.listeners[self.downstreams[exchange.downstream].listener].is_removed
+            && !self.listeners[self.downstreams[exchange.downstream].listener].is_removed()
             && !session.io.read_closed
     }
 
@@ -319,11 +323,18 @@ impl Worker {
             let exchange = &mut self.exchanges[exchange_id];
             exchange.outcome.flag = verdict.flag;
             exchange.outcome.detail = verdict.detail;
-            self.downstreams[downstream_id].keep_alive = false;
             self.record(exchange_id);
-            self.remove_exchange(exchange_id);
+            return self.cut(exchange_id);
         }
         self.drop_downstream(downstream_id);
+    }
+
+    /// Ends an exchange and its connection before everything was said. Whoever still reads must not
+    /// take what it got for the whole, so the connection is reset.
+    pub(crate) fn cut(&mut self, exchange_id: usize) {
+        let downstream_id = self.exchanges[exchange_id].downstream;
+        self.remove_exchange(exchange_id);
+        self.abort_downstream(downstream_id);
     }
 
     /// The exchange of this session is over.
@@ -434,6 +445,7 @@ impl Worker {
     pub(crate) fn remove_exchange(&mut self, exchange_id: usize) {
         self.timers.disarm(Key::Exchange(exchange_id));
         let exchange: Exchange = self.exchanges.remove(exchange_id);
+        self.resolving.remove(&exchange.question);
         if let Some(downstream) = self.downstreams.get_mut(exchange.downstream) {
             downstream.exchange = None;
         }

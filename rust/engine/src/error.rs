@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     ConnectTimeout,
     /// The caller closed or reset before the exchange was finished.
     DownstreamGone,
+    /// The proxy is stopping and the time for it is over.
+    Drained,
     /// The host name of the destination did not resolve.
     NameNotResolved,
     /// No endpoint of the cluster is left to try.
@@ -73,6 +75,7 @@ impl Failure {
                 Unsent,
             ),
             Self::DownstreamGone => (0, "DC", "downstream_remote_disconnect", Never),
+            Self::Drained => (503, "LR", "drain_time_over", Never),
             Self::NameNotResolved => (503, "DF", "dns_resolution_failure", Never),
             Self::NoHealthyUpstream => (503, "UH", "no_healthy_upstream", Never),
             Self::NoRoute => (404, "NR", "route_not_found", Never),

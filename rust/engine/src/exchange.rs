@@ -16,7 +16,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, RoutePlace, Snapshot};
+use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
 
 use crate::buffer::{Input, Output};
@@ -87,6 +87,8 @@ pub(crate) struct Half {
     pub(crate) payload_bytes: u64,
     /// Head bytes read from the source.
     pub(crate) head_bytes: u64,
+    /// Bytes of the body have been taken from the source: a second try could not have them.
+    pub(crate) has_moved: bool,
 }
 
 /// What moving payload came to.
@@ -110,6 +112,7 @@ impl Half {
             ended: false,
             payload_bytes: 0,
             head_bytes: 0,
+            has_moved: false,
         }
     }
 
@@ -126,6 +129,7 @@ impl Half {
                 Ok(step) => step,
                 Err(error) => return Moved::Broken(error.detail()),
             };
+            self.has_moved |= used > 0;
             let framed = match event {
                 BodyEvent::Data(payload) => {
                     self.payload_bytes += payload.len() as u64;
@@ -211,6 +215,8 @@ pub(crate) struct Exchange {
     pub(crate) reported: TcpTotals,
     /// Why the last try failed, in the operating system's words.
     pub(crate) transport_failure: String,
+    /// The question to the resolver that is under way; 0 for none.
+    pub(crate) question: u64,
     pub(crate) interim_responses: u32,
     pub(crate) trace: Option<TraceContext>,
     /// The request identifier made here, when the request had none.
@@ -238,10 +244,15 @@ impl Exchange {
         self.request.as_ref().map(|request| &request.head)
     }
 
+    /// The listener it came by; none when the snapshot no longer has it.
+    pub(crate) fn listener(&self) -> Option<&Listener> {
+        self.generation.snapshot.listeners.get(self.listener)
+    }
+
     /// Whether a failed try may be followed by another.
     pub(crate) fn may_retry(&self, failure: Failure) -> bool {
         use crate::error::Retry;
-        if self.tries >= TRIES_MAX || self.requesting.payload_bytes > 0 {
+        if self.tries >= TRIES_MAX || self.requesting.has_moved {
             return false;
         }
         match failure.verdict().retry {

@@ -24,6 +24,14 @@ use crate::worker::{Worker, listener_token};
 /// Connections accepted from one socket before others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
+/// At the connection limit: how long a connection must have been idle to be closed for others, and
+/// how many are closed at a time.
+const IDLE_AT_LIMIT_MS: u64 = 1_000;
+const CLOSED_AT_LIMIT: usize = 64;
+
+/// How long a removed listener can still serve what was handed over to this worker.
+const LEAVE_MS: u64 = 5_000;
+
 /// How long accepting pauses when there are no descriptors.
 pub(crate) const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -33,11 +41,12 @@ pub(crate) struct Listener {
     /// Closed in the later part of a drain.
     socket: Option<Acceptor>,
     local: Option<SocketAddr>,
-    /// The newest generation that has this listener, and its place there.
-    pub(crate) generation: Rc<Generation>,
-    pub(crate) index: usize,
-    /// The newest snapshot does not have it: it accepts nothing, and its connections close.
-    pub(crate) is_removed: bool,
+    /// The newest generation that has this listener, and its place there: what requests on it are
+    /// routed by. None when no snapshot of this worker has it, or has not for a while.
+    place: Option<(Rc<Generation>, usize)>,
+    /// Since when the newest snapshot does not have it, in ms: it accepts nothing, and each of its
+    /// connections closes after the request it is at. 0 while the snapshot has it.
+    removed_ms: u64,
     is_registered: bool,
 }
 
@@ -89,7 +98,8 @@ impl Listener {
     pub(crate) fn new(
         name: String,
         descriptor: OwnedFd,
-        generation: Rc<Generation>,
+        generation: &Rc<Generation>,
+        now_ms: u64,
     ) -> io::Result<Self> {
         let socket = Acceptor::new(descriptor)?;
         let local = socket.local();
@@ -97,22 +107,42 @@ impl Listener {
             name,
             socket: Some(socket),
             local,
-            generation: Rc::clone(&generation),
-            index: 0,
-            is_removed: true,
+            place: None,
+            removed_ms: 0,
             is_registered: false,
         };
-        listener.apply(&generation);
+        listener.apply(generation, now_ms);
         Ok(listener)
     }
 
     /// Takes its part of a new generation, if it has one there.
-    pub(crate) fn apply(&mut self, generation: &Rc<Generation>) {
-        let place = generation.snapshot.listener(&self.name);
-        self.is_removed = place.is_none();
-        if let Some(index) = place {
-            self.generation = Rc::clone(generation);
-            self.index = index;
+    pub(crate) fn apply(&mut self, generation: &Rc<Generation>, now_ms: u64) {
+        match generation.snapshot.listener(&self.name) {
+            Some(index) => {
+                self.place = Some((Rc::clone(generation), index));
+                self.removed_ms = 0;
+            }
+            None if self.removed_ms == 0 => self.removed_ms = now_ms,
+            None => {}
+        }
+    }
+
+    /// The generation that requests on this listener are routed by, and its place there.
+    pub(crate) fn place(&self) -> Option<(&Rc<Generation>, usize)> {
+        self.place
+            .as_ref()
+            .map(|(generation, index)| (generation, *index))
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed_ms != 0
+    }
+
+    /// Lets go of the generation of a listener that was removed some time ago. Connections that other
+    /// workers accepted before they knew have arrived by then.
+    pub(crate) fn leave(&mut self, now_ms: u64) {
+        if self.removed_ms != 0 && now_ms - self.removed_ms > LEAVE_MS {
+            self.place = None;
         }
     }
 
@@ -138,8 +168,9 @@ impl Listener {
         Ok(())
     }
 
-    fn protocol(&self) -> Protocol {
-        self.generation.snapshot.listeners[self.index].protocol
+    fn protocol(&self) -> Option<Protocol> {
+        let (generation, index) = self.place()?;
+        Some(generation.snapshot.listeners[index].protocol)
     }
 }
 
@@ -148,7 +179,7 @@ impl Worker {
     pub(crate) fn register_listeners(&mut self) -> io::Result<()> {
         let accepting = self.is_accepting();
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            let wanted = accepting && !listener.is_removed;
+            let wanted = accepting && !listener.is_removed();
             let Some(socket) = &listener.socket else {
                 continue;
             };
@@ -183,6 +214,7 @@ impl Worker {
     /// Accepts one connection; `false` when none waits or none may be taken.
     fn accept_one(&mut self, index: usize) -> bool {
         if self.downstreams.len() >= self.connections_max {
+            self.close_longest_idle();
             self.pause_accepting();
             return false;
         }
@@ -200,9 +232,28 @@ impl Worker {
                 return false;
             }
             // The connection died in the queue (accept(2)); the next one may be well.
-            Err(_) => {}
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(_) => {
+                self.pause_accepting();
+                return false;
+            }
         }
         true
+    }
+
+    /// Connections that only wait make room for those that want something, the longest idle first.
+    fn close_longest_idle(&mut self) {
+        let now_ms = self.clock.now_ms();
+        let mut idle: Vec<(u64, usize)> = self
+            .downstreams
+            .iter()
+            .filter(|(_, it)| it.is_idle() && now_ms - it.idle_since_ms > IDLE_AT_LIMIT_MS)
+            .map(|(id, it)| (it.idle_since_ms, id))
+            .collect();
+        idle.sort_unstable();
+        for (_, id) in idle.into_iter().take(CLOSED_AT_LIMIT) {
+            self.close_downstream(id);
+        }
     }
 
     fn pause_accepting(&mut self) {
@@ -214,10 +265,11 @@ impl Worker {
     /// Keeps an accepted connection or hands it to the worker that has the fewest.
     fn place(&mut self, index: usize, stream: Stream, peer: Peer) {
         let mine = self.downstreams.len() as u64;
+        let generation = self.generation.number();
         let least = self
             .outboxes
             .iter()
-            .filter_map(|outbox| Some((self.share.line.load_of(outbox.slot)?, outbox)))
+            .filter_map(|outbox| Some((self.share.line.load_of(outbox.slot, generation)?, outbox)))
             .min_by_key(|(load, outbox)| (*load, outbox.slot));
         match least {
             Some((load, outbox)) if load < mine => {
@@ -254,6 +306,10 @@ impl Worker {
     }
 
     fn adopt(&mut self, index: usize, mut stream: Stream, peer: Peer) {
+        // Without a place in a snapshot nobody knows what to do with it.
+        let Some(protocol) = self.listeners[index].protocol() else {
+            return self.rejected("listener_removed");
+        };
         stream.tune();
         let entry = self.downstreams.vacant_entry();
         let downstream_id = entry.key();
@@ -264,7 +320,7 @@ impl Worker {
         let now_ms = self.clock.now_ms();
         entry.insert(Downstream::new(Session::new(stream), index, peer, now_ms));
         self.share.line.connection_opened();
-        match self.listeners[index].protocol() {
+        match protocol {
             Protocol::Http => {
                 self.timers
                     .arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
@@ -272,6 +328,26 @@ impl Worker {
             Protocol::Tcp => self.begin_tcp(downstream_id),
         }
     }
+}
+
+/// Errors that accept(2) passes on from the connection it would have given.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::EINTR
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::EPERM
+                | libc::EPROTO
+        )
+    )
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

@@ -244,7 +244,8 @@ impl Exchange {
 /// The label values of an exchange, in the order of [`Kind::labels`].
 fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
     let snapshot = &exchange.generation.snapshot;
-    let is_inbound = snapshot.listeners[exchange.listener].direction == Direction::Inbound;
+    let direction = exchange.listener().map(|listener| listener.direction);
+    let is_inbound = direction == Some(Direction::Inbound);
     let endpoint: Option<&Endpoint> = exchange
         .cluster()
         .zip(exchange.endpoint)
@@ -418,14 +419,27 @@ fn is_plain(bytes: &[u8]) -> bool {
         .fold(false, |special, byte| special | is_special(*byte))
 }
 
+/// Whether a character steers a terminal or reorders what a person sees of a line: controls (C1 too,
+/// which begin escape sequences), line separators, marks of direction.
+fn steers(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2069}'
+                | '\u{feff}'
+        )
+}
+
 /// The plain way, right for every value: bytes that are no UTF-8 are replaced, quotes, backslashes
-/// and control characters escaped.
+/// and what steers escaped.
 fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     for character in String::from_utf8_lossy(bytes).chars() {
         match character {
             '"' => out.extend_from_slice(b"\\\""),
             '\\' => out.extend_from_slice(b"\\\\"),
-            character if (character as u32) < 0x20 || character == '\u{7f}' => {
+            character if steers(character) => {
                 // Writing to a vector does not fail.
                 let _ = write!(out, "\\u{:04x}", character as u32);
             }
@@ -505,6 +519,8 @@ mod tests {
         let mut line = Vec::new();
         let mut json = Json { out: &mut line };
         json.optional(first_key!("path"), Some(b"/\"\\\n\x1b[31m\xff"));
+        let steering = "\u{9b}31m\u{2028}\u{202e}";
+        json.optional(key!("agent"), Some(steering.as_bytes()));
         json.optional(key!("none"), None);
         let path: Address = "unix:/a\"b".parse().unwrap();
         json.address(key!("address"), Some(&path));
@@ -512,6 +528,14 @@ mod tests {
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
         let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(value["path"], "/\"\\\n\u{1b}[31m\u{fffd}");
+        assert_eq!(value["agent"], steering);
+        let text = String::from_utf8(line.clone()).unwrap();
+        assert!(
+            !text
+                .chars()
+                .any(|character| character != '\n' && steers(character)),
+            "{text}"
+        );
         assert!(value["none"].is_null());
         assert_eq!(value["address"], "unix:/a\"b");
     }

@@ -36,7 +36,7 @@ pub(crate) struct Io {
     pub(crate) read_closed: bool,
     /// We sent FIN.
     pub(crate) write_closed: bool,
-    /// Reset or failed: nothing can be read or written any more.
+    /// A call has failed: nothing can be read or written any more.
     pub(crate) broken: bool,
 }
 
@@ -45,7 +45,9 @@ impl Io {
         self.readable |= event.is_readable() || event.is_read_closed();
         self.hangup |= event.is_read_closed();
         self.writable |= event.is_writable();
-        self.broken |= event.is_error();
+        // What came before an error can still be read; the call after it tells the error itself.
+        self.readable |= event.is_error();
+        self.writable |= event.is_error();
     }
 }
 

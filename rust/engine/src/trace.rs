@@ -11,6 +11,9 @@ use meshfast_wire::h1::{Name, RequestHead};
 
 use crate::text::hexadecimal;
 
+/// Istio's default `traceSampling` is 1 %.
+const SAMPLED_ONE_IN: u64 = 100;
+
 /// The identifiers of a trace, as lower-case hexadecimal text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TraceContext {
@@ -37,7 +40,7 @@ impl TraceContext {
         Self {
             trace_id,
             span_id: hexadecimal(random.next_u64() | 1),
-            sampled: false,
+            sampled: random.below(SAMPLED_ONE_IN) == 0,
             is_new: true,
         }
     }

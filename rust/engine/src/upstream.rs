@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::io;
 
-use meshfast_mesh::{Address, Dial, Loads};
+use meshfast_mesh::{Address, Dial, Direction, Loads};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
 
 use crate::error::Failure;
-use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage, TUNNEL_REPORT_MS};
+use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
 use crate::head;
 use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
@@ -69,6 +69,14 @@ impl Pool {
         }
     }
 
+    /// Takes the connection used last.
+    fn pop(&mut self, slot: Option<u32>, address: &Address) -> Option<usize> {
+        match slot {
+            Some(slot) => self.by_slot.get_mut(slot as usize)?.pop(),
+            None => self.passthrough.get_mut(address)?.pop(),
+        }
+    }
+
     fn forget(&mut self, upstream: usize, slot: Option<u32>, address: &Address) {
         let idle = self.idle(slot, address);
         if let Some(place) = idle.iter().position(|id| *id == upstream) {
@@ -101,6 +109,13 @@ impl Worker {
         let Some((dial, slot)) = self.choose(exchange_id) else {
             return self.fail(exchange_id, Failure::NoHealthyUpstream);
         };
+        if self
+            .listeners
+            .iter()
+            .any(|listener| listener.is_reached_by(&dial))
+        {
+            return self.fail(exchange_id, Failure::RequestLoop);
+        }
         self.exchanges[exchange_id].tries += 1;
         if let Some(slot) = slot {
             self.share.endpoints.request_started(slot);
@@ -150,7 +165,7 @@ impl Worker {
             .head()
             .is_some_and(|head| head.method_kind.is_safe());
         let now_ms = self.clock.now_ms();
-        while let Some(upstream_id) = self.pool.idle(slot, address).pop() {
+        while let Some(upstream_id) = self.pool.pop(slot, address) {
             let upstream = &self.upstreams[upstream_id];
             if upstream.address != *address {
                 // The slot has a new owner; connections to the old one end here.
@@ -303,7 +318,8 @@ impl Worker {
         if failure != Failure::UpstreamReset {
             exchange.tried.extend(exchange.active_slot);
         }
-        let may_retry = exchange.may_retry(failure) && self.has_another(exchange_id);
+        let is_stale = failure == Failure::UpstreamReset;
+        let may_retry = exchange.may_retry(failure) && (is_stale || self.has_another(exchange_id));
         self.detach(exchange_id, false);
         if may_retry {
             self.dial(exchange_id)
@@ -335,7 +351,9 @@ impl Worker {
         exchange.upstream_local = Some(upstream.session.local);
         match exchange.carries {
             Carries::Http => {
-                let direction = exchange.generation.snapshot.listeners[exchange.listener].direction;
+                let direction = exchange
+                    .listener()
+                    .map_or(Direction::Outbound, |it| it.direction);
                 let peer = self.downstreams[exchange.downstream].peer;
                 head::write_request(exchange, direction, peer, upstream.session.output.tail());
                 upstream.head.reset();
@@ -370,12 +388,11 @@ impl Worker {
             head_bytes: exchange.responding.head_bytes,
             ..Half::raw()
         };
+        // A route's timeout is for the answer (Envoy's route `timeout`), which has come.
+        exchange.deadline_ms = 0;
         let (downstream_id, upstream_id) = (exchange.downstream, exchange.upstream);
         self.record_tunnel(exchange_id);
-        self.timers.arm(
-            Key::Exchange(exchange_id),
-            self.clock.now_ms() + TUNNEL_REPORT_MS,
-        );
+        self.arm_exchange(exchange_id);
         self.timers.disarm(Key::Downstream(downstream_id));
         self.queue(Key::Downstream(downstream_id));
         if let Some(upstream_id) = upstream_id {
@@ -480,12 +497,17 @@ impl Worker {
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
         let was_idle_before = upstream.served > 0 && !upstream.is_answering;
+        let failure = if upstream.is_answering {
+            Failure::UpstreamTerminated
+        } else {
+            Failure::UpstreamReset
+        };
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
         if was_idle_before {
-            self.try_failed(exchange_id, Failure::UpstreamReset);
+            self.try_failed(exchange_id, failure);
         } else {
             self.detach(exchange_id, false);
-            self.fail(exchange_id, Failure::UpstreamTerminated);
+            self.fail(exchange_id, failure);
         }
     }
 

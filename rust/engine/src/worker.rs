@@ -27,6 +27,7 @@ use crate::buffer::Blocks;
 use crate::clock::Clock;
 use crate::control::{Answer, Channel, Order, Question, Report};
 use crate::downstream::Downstream;
+use crate::error::Failure;
 use crate::exchange::{Exchange, Generation};
 use crate::listener::Listener;
 use crate::os;
@@ -144,13 +145,15 @@ impl Worker {
         share
             .line
             .generations(settings.generation, settings.generation);
+        let clock = Clock::start();
         let mut listeners = Vec::new();
         for listener in settings.listeners {
             let socket = os::owned(listener.fd)?;
             listeners.push(Listener::new(
                 listener.name,
                 socket,
-                Rc::clone(&generation),
+                &generation,
+                clock.now_ms(),
             )?);
         }
         let mut outboxes = Vec::new();
@@ -160,7 +163,6 @@ impl Worker {
                 channel: Channel::new(outbox.fd)?,
             });
         }
-        let clock = Clock::start();
         let seed = clock.wall_us() ^ (u64::from(std::process::id()) << 40);
         let worker = Self {
             poll: Poll::new()?,
@@ -250,13 +252,7 @@ impl Worker {
             }
         }
         for place in told {
-            match place {
-                Place::Control => self.take_orders(),
-                Place::Inbox => self.take_handed_over(),
-                Place::Listener(index) => self.accept(index),
-                Place::Resolver => self.take_answers(),
-                Place::Session(_) => {}
-            }
+            self.guarded_place(place);
         }
         self.work();
         while let Some(key) = self.timers.pop(self.clock.now_ms()) {
@@ -265,6 +261,21 @@ impl Worker {
         self.work();
         self.resume_accepting();
         self.retire_generations();
+    }
+
+    /// Does what a channel or a listener asks for. A panic in it is counted and loses one message or
+    /// one connection.
+    fn guarded_place(&mut self, place: Place) {
+        let done = catch_unwind(AssertUnwindSafe(|| match place {
+            Place::Control => self.take_orders(),
+            Place::Inbox => self.take_handed_over(),
+            Place::Listener(index) => self.accept(index),
+            Place::Resolver => self.take_answers(),
+            Place::Session(_) => {}
+        }));
+        if done.is_err() {
+            self.rejected("panic");
+        }
     }
 
     fn work(&mut self) {
@@ -461,7 +472,8 @@ impl Worker {
                 },
                 // The supervisor is dead: finish what is here and leave.
                 Ok(None) => return self.drain(self.drain_default_ms, ORPHAN_ACCEPTING_MS),
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.rejected("control_message_not_received"),
             }
         }
     }
@@ -496,7 +508,7 @@ impl Worker {
             .find(|listener| listener.name == name);
         let added = match known {
             Some(listener) => listener.reopen(socket),
-            None => Listener::new(name, socket, Rc::clone(&self.generation))
+            None => Listener::new(name, socket, &self.generation, self.clock.now_ms())
                 .map(|listener| self.listeners.push(listener)),
         };
         match added {
@@ -510,10 +522,11 @@ impl Worker {
     }
 
     fn apply(&mut self, loaded: Rc<Generation>, number: u64) {
+        let now_ms = self.clock.now_ms();
         let old = std::mem::replace(&mut self.generation, loaded);
         self.retired.push(old);
         for listener in &mut self.listeners {
-            listener.apply(&self.generation);
+            listener.apply(&self.generation, now_ms);
         }
         self.close_removed_listeners();
         self.recorder.forget_generation();
@@ -522,21 +535,15 @@ impl Worker {
         self.report(&Report::Applied { generation: number });
     }
 
-    /// A listener that was removed needs its old generation only while it has connections.
-    fn leave_removed_listeners(&mut self) {
-        for (index, listener) in self.listeners.iter_mut().enumerate() {
-            if listener.is_removed && self.downstreams.iter().all(|(_, it)| it.listener != index) {
-                listener.generation = Rc::clone(&self.generation);
-            }
-        }
-    }
-
     /// Lets go of generations that no exchange and no listener holds any more.
     fn retire_generations(&mut self) {
         if self.retired.is_empty() {
             return;
         }
-        self.leave_removed_listeners();
+        let now_ms = self.clock.now_ms();
+        for listener in &mut self.listeners {
+            listener.leave(now_ms);
+        }
         self.retired
             .retain(|generation| Rc::strong_count(generation) > 1);
         let newest = self.generation.number();
@@ -622,6 +629,7 @@ impl Worker {
             return false;
         };
         if now_ms >= drain.until_ms {
+            self.cut_everything();
             return true;
         }
         if drain.accepting_until_ms != 0 {
@@ -642,14 +650,15 @@ impl Worker {
             self.close_downstream(id);
         }
         self.work();
-        self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| it.exchange.is_none())
+        let is_idle = |it: &Upstream| it.exchange.is_none() && it.session.output.is_empty();
+        self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| is_idle(it))
     }
 
     /// What the new snapshot does not listen on any more is closed, after taking what waits there: it
     /// was connected while the old configuration was in force.
     fn close_removed_listeners(&mut self) {
         for index in 0..self.listeners.len() {
-            if self.listeners[index].is_removed {
+            if self.listeners[index].is_removed() {
                 self.accept_all(index);
             }
         }
@@ -658,10 +667,21 @@ impl Worker {
         for listener in self
             .listeners
             .iter_mut()
-            .filter(|listener| listener.is_removed)
+            .filter(|listener| listener.is_removed())
         {
             listener.close();
         }
+    }
+
+    /// The time is over: whoever is still being answered must not take what it got for the whole.
+    fn cut_everything(&mut self) {
+        let under_way: Vec<usize> = self.exchanges.iter().map(|(id, _)| id).collect();
+        for exchange_id in under_way {
+            if self.exchanges.contains(exchange_id) {
+                self.fail(exchange_id, Failure::Drained);
+            }
+        }
+        self.work();
     }
 
     /// Takes what has connected so far and closes this worker's ends of the listening sockets.

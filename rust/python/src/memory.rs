@@ -43,6 +43,11 @@ impl SharedMemory {
         used.map(WorkerStats).collect()
     }
 
+    /// Reset the gauges of a worker that is gone and left no successor, if `pid` is the slot's last.
+    fn reap(&self, slot: u32, pid: u32) -> bool {
+        self.0.reap(slot, pid)
+    }
+
     /// Read every HTTP series, summed over workers.
     fn http_series(&self) -> Vec<HttpSeries> {
         let names = Kind::Http.labels();

@@ -107,6 +107,9 @@ class RecordedSource:
         self._ring_fd = ring_fd
         self._partial = b""
 
+    def reap(self, slot: int, pid: int) -> bool:
+        return False
+
     def workers(self) -> list[Any]:
         return [SimpleNamespace(**line) for line in self._read("workers")]
 

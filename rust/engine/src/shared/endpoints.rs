@@ -4,10 +4,10 @@
 //! has left the generation that used it (`WorkerTotals::oldest_generation`).
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::SharedMemory;
-use super::layout::ENDPOINT_SLOTS;
+use super::layout::HEADER_ENDPOINTS_USED;
 
 /// One endpoint slot, summed over workers.
 #[derive(Clone, Debug)]
@@ -38,13 +38,7 @@ pub(crate) struct EndpointLines {
 
 impl EndpointLines {
     pub(super) fn take(memory: &Rc<SharedMemory>, slot: u32) -> Self {
-        for endpoint in 0..ENDPOINT_SLOTS {
-            let active = word(memory, endpoint, slot, Word::Active);
-            // Reading a page of the sparse file costs nothing lasting; writing it would.
-            if active.load(Relaxed) != 0 {
-                active.store(0, Relaxed);
-            }
-        }
+        clear(memory, slot);
         Self {
             memory: Rc::clone(memory),
             slot,
@@ -52,6 +46,9 @@ impl EndpointLines {
     }
 
     pub(crate) fn request_started(&self, endpoint: u32) {
+        if endpoint >= used(&self.memory).load(Relaxed) {
+            used(&self.memory).fetch_max(endpoint + 1, Relaxed);
+        }
         self.change(endpoint, Word::Active, |active| active + 1);
         self.change(endpoint, Word::Requests, |requests| requests + 1);
     }
@@ -84,7 +81,7 @@ pub(super) fn read_all(memory: &SharedMemory) -> Vec<EndpointTotals> {
             .map(|slot| word(memory, endpoint, slot, which).load(Relaxed))
             .sum::<u64>()
     };
-    (0..ENDPOINT_SLOTS)
+    (0..used(memory).load(Relaxed))
         .map(|slot| EndpointTotals {
             slot,
             active: sum(slot, Word::Active),
@@ -93,6 +90,17 @@ pub(super) fn read_all(memory: &SharedMemory) -> Vec<EndpointTotals> {
         })
         .filter(|totals| totals.requests + totals.connect_failures > 0)
         .collect()
+}
+
+/// Takes the active requests of a worker that is gone out of the sums.
+pub(super) fn clear(memory: &SharedMemory, slot: u32) {
+    for endpoint in 0..used(memory).load(Relaxed) {
+        word(memory, endpoint, slot, Word::Active).store(0, Relaxed);
+    }
+}
+
+fn used(memory: &SharedMemory) -> &AtomicU32 {
+    memory.mapping.word32(HEADER_ENDPOINTS_USED)
 }
 
 fn word(memory: &SharedMemory, endpoint: u32, slot: u32, which: Word) -> &AtomicU64 {

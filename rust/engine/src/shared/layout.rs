@@ -20,6 +20,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 pub(super) const HEADER_MAGIC: usize = 0;
 pub(super) const HEADER_VERSION: usize = 8;
 pub(super) const HEADER_WORKER_SLOTS: usize = 12;
+/// One above the highest endpoint slot that was ever used: nobody looks further, because reading a
+/// page of a mapping that was never written makes it.
+pub(super) const HEADER_ENDPOINTS_USED: usize = 16;
 pub(super) const HEADER_BYTES: usize = 4096;
 
 /// The most workers a sidecar may have, twice over for the overlap of a restart.

@@ -122,6 +122,16 @@ impl SharedMemory {
             .collect()
     }
 
+    /// Resets what a worker that is gone has left in its gauges, if `pid` is still the last worker of
+    /// the slot; `true` when it was. For slots without a successor: a successor does it itself.
+    pub fn reap(&self, slot: u32, pid: u32) -> bool {
+        let reaped = slot < self.layout.worker_slots && workers::reap(self, slot, pid);
+        if reaped {
+            endpoints::clear(self, slot);
+        }
+        reaped
+    }
+
     /// Every series, equal labels summed over all workers.
     #[must_use]
     pub fn series(&self) -> Vec<SeriesTotals> {
@@ -191,6 +201,36 @@ mod tests {
     fn refuses_memory_that_is_not_ours() {
         let foreign = SharedMapping::create(8192).unwrap();
         assert!(SharedMemory::open(foreign.descriptor()).is_err());
+    }
+
+    #[test]
+    fn a_worker_that_left_no_successor_is_reaped_once() {
+        let memory = Rc::new(SharedMemory::create(2).unwrap());
+        let share = WorkerShare::take(&memory, 1);
+        share.line.state(State::Draining);
+        share.line.connection_opened();
+        share.endpoints.request_started(9);
+        let pid = std::process::id();
+        assert!(
+            !memory.reap(1, pid + 1),
+            "another process is the last of the slot"
+        );
+        assert!(memory.reap(1, pid));
+        assert_eq!(memory.endpoints()[0].active, 0);
+        assert_eq!(memory.workers()[1].state, State::Gone);
+        assert_eq!(memory.workers()[1].connections, 0);
+        assert!(!memory.reap(1, pid));
+    }
+
+    #[test]
+    fn looking_at_endpoints_touches_only_slots_that_were_used() {
+        let memory = Rc::new(SharedMemory::create(2).unwrap());
+        assert!(memory.endpoints().is_empty());
+        let share = WorkerShare::take(&memory, 0);
+        share.endpoints.request_started(3);
+        assert_eq!(memory.endpoints().len(), 1);
+        let used = memory.mapping.word32(layout::HEADER_ENDPOINTS_USED);
+        assert_eq!(used.load(Ordering::Relaxed), 4);
     }
 
     #[test]

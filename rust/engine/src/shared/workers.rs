@@ -148,10 +148,11 @@ impl WorkerLine {
     }
 
     /// Connections of another worker, those on their way to it included, or `None` when it does not
-    /// accept.
-    pub(crate) fn load_of(&self, slot: u32) -> Option<u64> {
+    /// accept or serves from another generation, which may have other listeners.
+    pub(crate) fn load_of(&self, slot: u32, generation: u64) -> Option<u64> {
         let state = word(&self.memory, slot, Word::State).load(Relaxed);
-        if state != State::Serving as u64 {
+        let serves = word(&self.memory, slot, Word::Generation).load(Relaxed);
+        if state != State::Serving as u64 || serves != generation {
             return None;
         }
         let waiting = word(&self.memory, slot, Word::InboxWaiting).load(Relaxed);
@@ -184,6 +185,21 @@ impl WorkerLine {
     fn word(&self, which: Word) -> &AtomicU64 {
         word(&self.memory, self.slot, which)
     }
+}
+
+/// Resets the line of a process that is gone and left no successor: its gauges count for nothing. The
+/// process is named, so that a successor's line is left alone.
+pub(super) fn reap(memory: &SharedMemory, slot: u32, pid: u32) -> bool {
+    let word = |which| word(memory, slot, which);
+    let named = u64::from(pid);
+    let state = word(Word::State).load(Relaxed);
+    if word(Word::Pid).load(Relaxed) != named || state == State::Gone as u64 {
+        return false;
+    }
+    word(Word::State).store(State::Gone as u64, Relaxed);
+    word(Word::Connections).store(0, Relaxed);
+    word(Word::Exchanges).store(0, Relaxed);
+    true
 }
 
 pub(super) fn read(memory: &SharedMemory, slot: u32) -> WorkerTotals {
