@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from meshfast.cli import launch
+from meshfast.errors import ConfigError
 from meshfast.policy import SlotAllocator, Source, compile_source
 from meshfast.supervisor.settings import Settings
 
@@ -32,6 +33,18 @@ def settings() -> dict[str, object]:
         OPTIONS.source, generation=1, allocator=SlotAllocator(), resolve=lambda host: []
     )
     return launch.settings(OPTIONS, document, shared_memory_fd=5, snapshot_fd=6)
+
+
+def test_too_many_workers_for_the_descriptor_limit_are_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[object] = []
+    monkeypatch.setattr(launch.resource, "getrlimit", lambda what: (256, 1024))
+    monkeypatch.setattr(launch.resource, "setrlimit", lambda what, limits: taken.append(limits))
+    launch.raise_descriptor_limit(8)
+    assert taken == [(1024, 1024)]
+    with pytest.raises(ConfigError, match="200 workers need 2464 descriptors"):
+        launch.raise_descriptor_limit(200)
 
 
 def test_the_supervisor_takes_the_settings() -> None:

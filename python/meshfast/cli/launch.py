@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import sys
 import threading
@@ -38,6 +39,10 @@ __all__ = [
 FIRST_GENERATION = 1
 DNS_REFRESH_S = 5  # how often the agent looks names up again
 DNS_WAIT_S = 3.0  # at start; a name that takes longer is looked up again by the agent
+# What the supervisor holds: sockets, memory files, and for each of two slots a worker has two pairs of
+# channels and a control channel.
+DESCRIPTORS_OF_A_PROXY = 64
+DESCRIPTORS_OF_A_WORKER = 12
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -75,6 +80,7 @@ def serve(options: Options) -> NoReturn:
         Settings.parse(written)  # the supervisor reads them again, after the way back is gone
     except SettingsError as error:
         raise ConfigError(str(error)) from None
+    raise_descriptor_limit(options.workers)
     sys.stdout.flush()
     launch(written, kept)
 
@@ -123,6 +129,21 @@ def sealed(name: str, data: bytes) -> int:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def raise_descriptor_limit(workers: int) -> None:
+    """Take as many descriptors as the system lets this user have; a shell's default is 1,024.
+
+    Raises ConfigError when they do not suffice for the channels of so many workers.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = DESCRIPTORS_OF_A_PROXY + workers * DESCRIPTORS_OF_A_WORKER
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"{workers} workers need {needed} descriptors and this user may have {hard}: "
+            "fewer --workers, or a higher `ulimit -Hn`"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def resolve(host: str) -> list[str]:

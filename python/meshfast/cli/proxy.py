@@ -110,7 +110,7 @@ class _Duration(click.ParamType[int]):
 @click.option(
     "--runtime-dir",
     type=click.Path(file_okay=False),
-    help="Directory of the lock and the admin socket.  [default: $XDG_RUNTIME_DIR/meshfast]",
+    help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]",
 )
 @click.pass_context
 def proxy(

@@ -5,7 +5,7 @@
 //! [`run_worker`], which is a worker's whole life and does not come back to Python before its end.
 //! What it refuses: calling Python from the data plane, holding the GIL while the engine runs.
 //!
-//! Tests: `mypy.stubtest` holds `_core.pyi` against this module; `tests/core/test_binding.py`.
+//! Tests: `mypy.stubtest` holds `_core.pyi` against this module; `tests/agent/test_core.py`.
 #![deny(unsafe_code)]
 
 mod error;
