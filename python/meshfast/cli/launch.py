@@ -39,8 +39,8 @@ __all__ = [
 FIRST_GENERATION = 1
 DNS_REFRESH_S = 5  # how often the agent looks names up again
 DNS_WAIT_S = 3.0  # at start; a name that takes longer is looked up again by the agent
-# What the supervisor holds: sockets, memory files, and for each of two slots a worker has two pairs of
-# channels and a control channel.
+# What the supervisor holds: sockets, memory files, and for each of the two slots that a worker has
+# two pairs of channels and a control channel.
 DESCRIPTORS_OF_A_PROXY = 64
 DESCRIPTORS_OF_A_WORKER = 12
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
