@@ -160,3 +160,12 @@ def test_the_system_is_asked_for_addresses_without_duplicates() -> None:
     found = look_up("localhost")
     assert "127.0.0.1" in found or "::1" in found
     assert len(found) == len(set(found))
+
+
+def test_slow_names_do_not_keep_other_names_waiting(start: Start) -> None:
+    agent = start()
+    slow = [f"slow{number}.test" for number in range(20)]
+    agent.names(dict.fromkeys(slow, "hang") | {"quick.test": ["192.0.2.7"]})
+    for number, host in enumerate(slow):
+        agent.ask(number, host)
+    assert resolve(agent, 99, "quick.test") == (["192.0.2.7"], None)

@@ -17,6 +17,7 @@ Tests: tests/agent/test_resolver.py.
 from __future__ import annotations
 
 import _thread
+import os
 import re
 import socket
 import time
@@ -43,7 +44,12 @@ BAD_S = 1.0
 LAST_GOOD_S = 60.0
 NAMES_MAX = 1024
 OPEN_MAX = 64
-THREADS_MAX = 4
+# A lookup holds its thread for as long as the system's resolver tries: see `SYSTEM_TRIES`. Names
+# whose servers do not answer must not keep everybody else's names waiting.
+THREADS_MAX = 32
+THREAD_STACK_BYTES = 256 * 1024
+# resolv.conf(5): per server 2 s and two tries, instead of 5 s; a thread is free again in seconds.
+SYSTEM_TRIES = "timeout:2 attempts:2"
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 
@@ -75,6 +81,8 @@ class Resolver:
 
     def __init__(self, loop: Loop, facts: AgentFacts, lookup: Lookup = look_up) -> None:
         """`lookup` runs in threads of this resolver."""
+        os.environ.setdefault("RES_OPTIONS", SYSTEM_TRIES)
+        _thread.stack_size(THREAD_STACK_BYTES)
         self._loop = loop
         self._facts = facts
         self._lookup = lookup

@@ -81,7 +81,8 @@ def serve(options: Options) -> NoReturn:
     except SettingsError as error:
         raise ConfigError(str(error)) from None
     raise_descriptor_limit(options.workers)
-    sys.stdout.flush()
+    if sys.stdout is not None:  # closed by whoever started us
+        sys.stdout.flush()
     launch(written, kept)
 
 

@@ -4,12 +4,14 @@
 //! the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
 //! access record and give everything back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use meshfast_mesh::Destination as arrival;
-use meshfast_mesh::{Arrival, Dial, Form, ListenerFacts, NoRoute, Refusal, RequestFacts};
-use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, TargetForm};
+use meshfast_mesh::{
+    Arrival, Dial, Direction, Form, ListenerFacts, NoRoute, Refusal, RequestFacts,
+};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Name, TargetForm};
 
 use crate::downstream::Downstream;
 use crate::error::Failure;
@@ -25,6 +27,9 @@ use crate::worker::Worker;
 
 /// For destinations outside every cluster: Istio's `connectTimeout`.
 const PASSTHROUGH_CONNECT_TIMEOUT_MS: u64 = 10_000;
+
+/// Hops in `x-forwarded-for` beyond which a request counts as looping.
+const FORWARDED_MAX: usize = 32;
 
 /// How long a host name may take to resolve (Istio's `connectTimeout` is for the connect alone).
 const RESOLVE_TIMEOUT_MS: u64 = 5_000;
@@ -54,6 +59,7 @@ impl Worker {
             upstream: None,
             request,
             destination: None,
+            addresses: Vec::new(),
             route: None,
             endpoint: None,
             active_slot: None,
@@ -100,9 +106,7 @@ impl Worker {
             Carries::Http
         };
         let trace = TraceContext::of(head, &request.bytes, &mut self.random);
-        let has_id = request
-            .header(meshfast_wire::h1::Name::XRequestId)
-            .is_some();
+        let has_id = request.header(Name::XRequestId).is_some();
         let exchange_id = self.open_exchange(downstream_id, carries, Some(request), started_us);
         let request_id = (!has_id).then(|| trace::request_id(&mut self.random));
         let exchange = &mut self.exchanges[exchange_id];
@@ -159,6 +163,14 @@ impl Worker {
                 return self.answer(exchange_id, 400, "DPE", "authority_invalid");
             }
         };
+        if request.head.form == TargetForm::Absolute && request_facts(request).secure {
+            // The caller asked for TLS, which this hop does not originate; plain text is no answer.
+            self.rejected("https_target_not_supported");
+            return self.answer(exchange_id, 501, "DPE", "https_target_not_supported");
+        }
+        if is_looping(request, facts.direction) {
+            return self.fail(exchange_id, Failure::RequestLoop);
+        }
         let choice = match exchange.carries {
             Carries::Connect => Err(NoRoute::NoVirtualHost),
             _ => generation
@@ -182,7 +194,7 @@ impl Worker {
     /// The caller named a destination that no route knows, on a listener that goes anywhere.
     fn pass_through(&mut self, exchange_id: usize, host: &str, port: u16) {
         match host.parse() {
-            Ok(ip) => self.pass_through_to(exchange_id, SocketAddr::new(ip, port)),
+            Ok(ip) => self.pass_through_to(exchange_id, passthrough_dial(ip, port)),
             Err(_) => self.resolve(exchange_id, host, port),
         }
     }
@@ -209,20 +221,19 @@ impl Worker {
         let exchange = &mut self.exchanges[exchange_id];
         debug_assert!(exchange.question == id && exchange.stage == Stage::Resolving);
         exchange.question = 0;
-        let first = addresses.iter().find_map(|text| text.parse().ok());
-        match first {
-            Some(ip) => self.pass_through_to(exchange_id, SocketAddr::new(ip, port)),
+        let found = addresses.iter().filter_map(|text| text.parse().ok());
+        exchange.addresses = found.rev().map(|ip| passthrough_dial(ip, port)).collect();
+        match exchange.addresses.pop() {
+            Some(dial) => self.pass_through_to(exchange_id, dial),
             None => {
-                self.exchanges[exchange_id].transport_failure = error.unwrap_or_default();
+                exchange.transport_failure = error.unwrap_or_default();
                 self.fail(exchange_id, Failure::NameNotResolved);
             }
         }
     }
 
-    fn pass_through_to(&mut self, exchange_id: usize, address: SocketAddr) {
-        let dial = Dial::address(address, PASSTHROUGH_CONNECT_TIMEOUT_MS);
-        let exchange = &mut self.exchanges[exchange_id];
-        exchange.destination = Some(Destination::Passthrough(dial));
+    fn pass_through_to(&mut self, exchange_id: usize, dial: Dial) {
+        self.exchanges[exchange_id].destination = Some(Destination::Passthrough(dial));
         self.start(exchange_id, 0);
     }
 
@@ -280,8 +291,11 @@ impl Worker {
         let exchange = &self.exchanges[exchange_id];
         let downstream_id = exchange.downstream;
         let is_clean = exchange.requesting.ended && exchange.stage == Stage::Streaming;
-        if !exchange.requesting.ended || exchange.stage == Stage::Tunnel {
-            self.downstreams[downstream_id].keep_alive = false;
+        let downstream = &mut self.downstreams[downstream_id];
+        if exchange.stage == Stage::Tunnel {
+            downstream.keep_alive = false;
+        } else if !exchange.requesting.ended && downstream.keep_alive {
+            downstream.throw_away(exchange.requesting.decoder.clone());
         }
         self.record(exchange_id);
         self.detach(exchange_id, is_clean);
@@ -323,6 +337,10 @@ impl Worker {
     }
 }
 
+fn passthrough_dial(ip: IpAddr, port: u16) -> Dial {
+    Dial::address(SocketAddr::new(ip, port), PASSTHROUGH_CONNECT_TIMEOUT_MS)
+}
+
 fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> Option<ListenerFacts> {
     let listener = exchange.listener()?;
     Some(ListenerFacts {
@@ -332,6 +350,27 @@ fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> Option<Listen
         local: downstream.session.local.socket(),
         peer: downstream.peer.socket(),
     })
+}
+
+/// At the edge every proxy adds the caller to `x-forwarded-for`; no chain of real proxies is this long,
+/// so the request goes round.
+fn is_looping(request: &Request, direction: Direction) -> bool {
+    let lines = request
+        .head
+        .headers
+        .iter()
+        .filter(|header| header.kind == Name::XForwardedFor);
+    let hops: usize = lines
+        .map(|header| {
+            1 + header
+                .value
+                .of(&request.bytes)
+                .iter()
+                .filter(|it| **it == b',')
+                .count()
+        })
+        .sum();
+    direction == Direction::Gateway && hops > FORWARDED_MAX
 }
 
 fn request_facts(request: &Request) -> RequestFacts<'_> {

@@ -4,7 +4,7 @@
 //! must close sends what it has, then FIN, and reads on for a moment, so that the peer gets the last
 //! response instead of a reset (RFC 9112 9.6).
 
-use meshfast_wire::h1::{Method, Parsed, Version};
+use meshfast_wire::h1::{BodyDecoder, BodyEvent, Method, Parsed, Version};
 
 use crate::buffer::HIGH_WATERMARK;
 use crate::error::Failure;
@@ -40,6 +40,8 @@ pub(crate) struct Downstream {
     pub(crate) keep_alive: bool,
     /// Everything is answered; the session only sends what it has and then closes.
     pub(crate) is_closing: bool,
+    /// The rest of a request body that nobody wants any more, because the answer came first.
+    leftover: Option<Box<Leftover>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.
@@ -47,6 +49,15 @@ pub(crate) struct Downstream {
     /// Since when the session has waited for a request, in ms.
     pub(crate) idle_since_ms: u64,
 }
+
+/// A body that is read and thrown away, so that the next request can be found behind it.
+struct Leftover {
+    decoder: BodyDecoder,
+    bytes_left: u64,
+}
+
+/// How much of an unwanted body is read (row A23); beyond that the connection closes.
+pub(crate) const LEFTOVER_BYTES_MAX: u64 = 64 * 1024;
 
 impl Downstream {
     pub(crate) fn new(session: Session, listener: usize, peer: Peer, now_ms: u64) -> Self {
@@ -57,6 +68,7 @@ impl Downstream {
             exchange: None,
             keep_alive: false,
             is_closing: false,
+            leftover: None,
             partial: None,
             head_started_us: 0,
             idle_since_ms: now_ms,
@@ -65,7 +77,18 @@ impl Downstream {
 
     /// Neither a request nor a part of one is here.
     pub(crate) fn is_idle(&self) -> bool {
-        self.exchange.is_none() && !self.is_closing && self.session.input.is_empty()
+        self.exchange.is_none()
+            && !self.is_closing
+            && self.leftover.is_none()
+            && self.session.input.is_empty()
+    }
+
+    /// Has the rest of a body thrown away before the next request is read.
+    pub(crate) fn throw_away(&mut self, decoder: BodyDecoder) {
+        self.leftover = Some(Box::new(Leftover {
+            decoder,
+            bytes_left: LEFTOVER_BYTES_MAX,
+        }));
     }
 }
 
@@ -87,6 +110,7 @@ impl Worker {
             let moved = match (downstream.is_closing, downstream.exchange) {
                 (true, _) => self.discard_input(downstream_id),
                 (false, Some(exchange_id)) => self.pump_request(exchange_id),
+                (false, None) if downstream.leftover.is_some() => self.take_leftover(downstream_id),
                 (false, None) => self.take_request(downstream_id),
             };
             if !came && !moved {
@@ -124,6 +148,39 @@ impl Worker {
             self.drop_downstream(downstream_id);
         }
         false
+    }
+
+    /// Throws the rest of an unwanted body away; `true` when anything moved.
+    fn take_leftover(&mut self, downstream_id: usize) -> bool {
+        let downstream = &mut self.downstreams[downstream_id];
+        let Some(leftover) = &mut downstream.leftover else {
+            return false;
+        };
+        let input = &mut downstream.session.input;
+        let Ok((used, event)) = leftover.decoder.decode(input.as_slice()) else {
+            self.close_downstream(downstream_id);
+            return false;
+        };
+        let is_over = match event {
+            BodyEvent::End => true,
+            BodyEvent::NeedMore if downstream.session.io.read_closed => {
+                self.close_downstream(downstream_id);
+                return false;
+            }
+            BodyEvent::Data(_) | BodyEvent::NeedMore | BodyEvent::Trailers(_) => false,
+        };
+        input.consume(used);
+        let Some(bytes_left) = leftover.bytes_left.checked_sub(used as u64) else {
+            self.close_downstream(downstream_id);
+            return false;
+        };
+        leftover.bytes_left = bytes_left;
+        if is_over {
+            downstream.leftover = None;
+            let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+            self.timers.arm(Key::Downstream(downstream_id), deadline_ms);
+        }
+        used > 0 || is_over
     }
 
     /// Reads one request head and begins its exchange; `true` when it did.
@@ -346,7 +403,11 @@ impl Worker {
             return self.close_downstream(downstream_id);
         }
         downstream.idle_since_ms = now_ms;
-        if downstream.session.input.is_empty() {
+        if downstream.leftover.is_some() {
+            self.timers
+                .arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
+            self.queue(Key::Downstream(downstream_id));
+        } else if downstream.session.input.is_empty() {
             self.timers
                 .arm(Key::Downstream(downstream_id), now_ms + IDLE_TIMEOUT_MS);
         } else {

@@ -17,9 +17,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
-use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, RequestHead};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, RequestHead};
 
 use crate::buffer::{Input, Output};
+use crate::downstream::LEFTOVER_BYTES_MAX;
 use crate::error::Failure;
 use crate::request::Request;
 use crate::shared::TcpTotals;
@@ -198,6 +199,8 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<usize>,
     pub(crate) request: Option<Box<Request>>,
     pub(crate) destination: Option<Destination>,
+    /// Further addresses of a name outside every cluster, the next one last.
+    pub(crate) addresses: Vec<Dial>,
     /// The route, when one was found; its name is looked up only when it is written.
     pub(crate) route: Option<RoutePlace>,
     /// The endpoint of the current or last try: its index in the cluster.
@@ -252,16 +255,31 @@ impl Exchange {
     /// Whether a failed try may be followed by another.
     pub(crate) fn may_retry(&self, failure: Failure) -> bool {
         use crate::error::Retry;
-        if self.tries >= TRIES_MAX || self.requesting.has_moved {
+        if self.requesting.has_moved {
             return false;
         }
         match failure.verdict().retry {
             Retry::Never => false,
-            Retry::Unsent => true,
-            Retry::Idempotent => self
-                .head()
-                .is_some_and(|head| head.method_kind.is_idempotent()),
+            Retry::Unsent => self.tries < CONNECTS_MAX,
+            Retry::Idempotent => {
+                let is_idempotent = |head: &RequestHead| head.method_kind.is_idempotent();
+                self.tries < TRIES_MAX && self.head().is_some_and(is_idempotent)
+            }
         }
+    }
+
+    /// Whether the end of the request has come or is worth reading on for, so that the connection can
+    /// carry another one after an answer that came first. A caller that waits for a 100 it does not
+    /// get may leave the body out or send it: where the next request begins is not known then.
+    pub(crate) fn request_end_is_near(&self) -> bool {
+        let Some(head) = self.head().filter(|_| !self.requesting.ended) else {
+            return true;
+        };
+        let is_short = match head.framing {
+            Framing::Length(length) => length - self.requesting.payload_bytes <= LEFTOVER_BYTES_MAX,
+            Framing::Chunked | Framing::Close | Framing::None => true,
+        };
+        is_short && !(head.expect_continue && self.interim_responses == 0)
     }
 
     /// Everything has been moved in both directions.
@@ -269,6 +287,9 @@ impl Exchange {
         self.responding.ended && (self.requesting.ended || self.stage != Stage::Tunnel)
     }
 }
+
+/// Endpoints that are tried when connects fail: nothing was sent, so looking on costs time only.
+const CONNECTS_MAX: u32 = 16;
 
 /// One try and two more, as Istio's default `attempts: 2`.
 const TRIES_MAX: u32 = 3;

@@ -146,6 +146,12 @@ impl Listener {
         }
     }
 
+    /// Whether it listens on this port of every address.
+    pub(crate) fn is_on_all(&self, port: u16) -> bool {
+        self.local
+            .is_some_and(|local| local.ip().is_unspecified() && local.port() == port)
+    }
+
     /// Whether this dial would come back here: a request loop (row R5).
     pub(crate) fn is_reached_by(&self, dial: &Dial) -> bool {
         self.local
@@ -266,9 +272,15 @@ impl Worker {
     fn place(&mut self, index: usize, stream: Stream, peer: Peer) {
         let mine = self.downstreams.len() as u64;
         let generation = self.generation.number();
+        let now_ms = self.clock.now_ms();
         let least = self
             .outboxes
             .iter()
+            .filter(|outbox| {
+                outbox
+                    .watch
+                    .is_awake(self.share.line.progress_of(outbox.slot), now_ms)
+            })
             .filter_map(|outbox| Some((self.share.line.load_of(outbox.slot, generation)?, outbox)))
             .min_by_key(|(load, outbox)| (*load, outbox.slot));
         match least {
@@ -350,7 +362,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-fn is_out_of_descriptors(error: &io::Error) -> bool {
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)

@@ -295,6 +295,8 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
                     "http"
                 }
             }
+            // Statuses above 599 are invalid (RFC 9110 15): one label for all of them.
+            "response_code" if exchange.outcome.status > 599 => "invalid",
             "response_code" => return exchange.outcome.status.to_string(),
             "response_flags" => match exchange.outcome.flag {
                 "" => "-",

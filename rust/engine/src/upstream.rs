@@ -10,10 +10,12 @@ use std::io;
 
 use meshfast_mesh::{Address, Dial, Direction, Loads};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
+use rustc_hash::FxHashMap;
 
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
 use crate::head;
+use crate::listener::is_out_of_descriptors;
 use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
 use crate::stream::Stream;
@@ -22,6 +24,9 @@ use crate::worker::Worker;
 
 /// Interim (1xx) responses passed on per exchange; more is an attack (CVE-2024-53271).
 const INTERIM_RESPONSES_MAX: u32 = 10;
+
+/// Idle connections closed when descriptors run out.
+const EVICTED_AT_ONCE: usize = 16;
 
 /// How long an idle connection may have been idle to still carry a method that is not safe.
 const JUST_USED_MS: u64 = 200;
@@ -77,6 +82,12 @@ impl Pool {
         }
     }
 
+    /// Some idle connections, the longest idle of each place first.
+    fn all(&self, count: usize) -> Vec<usize> {
+        let places = self.passthrough.values().chain(&self.by_slot);
+        places.flatten().copied().take(count).collect()
+    }
+
     fn forget(&mut self, upstream: usize, slot: Option<u32>, address: &Address) {
         let idle = self.idle(slot, address);
         if let Some(place) = idle.iter().position(|id| *id == upstream) {
@@ -88,17 +99,31 @@ impl Pool {
     }
 }
 
-/// The balancer's view of the shared memory. Every endpoint is available: ejection and health
-/// checks will decide here.
-struct SharedLoads<'a>(&'a EndpointLines);
+/// Endpoints whose last connect failed, and until when, in ms, others are preferred to them. One that
+/// refuses has nothing active, so it would win every comparison.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    until_ms: FxHashMap<u32, u64>,
+}
+
+/// How long an endpoint that refused is the second choice.
+const REFUSAL_MS: u64 = 2_000;
+
+/// The balancer's view: active requests in shared memory, and whom to avoid while others are there.
+struct SharedLoads<'a> {
+    lines: &'a EndpointLines,
+    refusals: &'a Refusals,
+    now_ms: u64,
+}
 
 impl Loads for SharedLoads<'_> {
     fn active(&self, slot: u32) -> u32 {
-        self.0.active(slot)
+        self.lines.active(slot)
     }
 
-    fn available(&self, _slot: u32) -> bool {
-        true
+    fn available(&self, slot: u32) -> bool {
+        let until_ms = self.refusals.until_ms.get(&slot);
+        until_ms.is_none_or(|until_ms| *until_ms <= self.now_ms)
     }
 }
 
@@ -138,8 +163,25 @@ impl Worker {
                 let cluster = &exchange.generation.snapshot.clusters[*index];
                 let cursor = &exchange.generation.turns[*index];
                 let mut turn = cursor.get();
-                let loads = SharedLoads(&self.share.endpoints);
-                let chosen = cluster.pick(&loads, &mut self.random, &exchange.tried, &mut turn);
+                let now_ms = self.clock.now_ms();
+                let lines = &self.share.endpoints;
+                let loads = SharedLoads {
+                    lines,
+                    refusals: &self.refusals,
+                    now_ms,
+                };
+                let tried = &exchange.tried;
+                let chosen = cluster
+                    .pick(&loads, &mut self.random, tried, &mut turn)
+                    .or_else(|| {
+                        let refusals = &Refusals::default();
+                        let anyone = SharedLoads {
+                            lines,
+                            refusals,
+                            now_ms,
+                        };
+                        cluster.pick(&anyone, &mut self.random, tried, &mut turn)
+                    });
                 cursor.set(turn);
                 let endpoint = &cluster.endpoints[chosen?];
                 let answer = (Dial::endpoint(cluster, endpoint), Some(endpoint.slot));
@@ -183,7 +225,15 @@ impl Worker {
 
     fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
         self.exchanges[exchange_id].stage = Stage::Connecting;
-        match self.open_upstream(dial, slot) {
+        let mut opened = self.open_upstream(dial, slot);
+        if opened.as_ref().is_err_and(is_out_of_descriptors) && self.evict_idle() {
+            opened = self.open_upstream(dial, slot);
+        }
+        match opened {
+            Ok(upstream_id) if self.is_own(upstream_id) => {
+                self.drop_upstream(upstream_id);
+                self.fail(exchange_id, Failure::RequestLoop);
+            }
             Ok(upstream_id) => {
                 self.attach(exchange_id, upstream_id);
                 let deadline_ms = self.clock.now_ms() + dial.connect_timeout_ms;
@@ -194,6 +244,32 @@ impl Worker {
                 self.connect_failed(exchange_id, Failure::ConnectFailed, &error.to_string());
             }
         }
+    }
+
+    /// Whether a connect goes to this host's own address and a port that we listen on for all of them.
+    /// Connecting to oneself, the kernel takes the same address for the near end.
+    fn is_own(&self, upstream_id: usize) -> bool {
+        let session = &self.upstreams[upstream_id].session;
+        let (Some(to), Some(near)) = (
+            self.upstreams[upstream_id].address.socket(),
+            session.local.socket(),
+        ) else {
+            return false;
+        };
+        to.ip() == near.ip()
+            && self
+                .listeners
+                .iter()
+                .any(|listener| listener.is_on_all(to.port()))
+    }
+
+    /// Closes idle connections to make room for one that is wanted; `false` when there are none.
+    fn evict_idle(&mut self) -> bool {
+        let idle = self.pool.all(EVICTED_AT_ONCE);
+        for upstream_id in &idle {
+            self.drop_upstream(*upstream_id);
+        }
+        !idle.is_empty()
     }
 
     fn open_upstream(&mut self, dial: &Dial, slot: Option<u32>) -> io::Result<usize> {
@@ -307,6 +383,8 @@ impl Worker {
         exchange.transport_failure = why.to_owned();
         if let Some(slot) = exchange.active_slot {
             self.share.endpoints.connect_failed(slot);
+            let until_ms = self.clock.now_ms() + REFUSAL_MS;
+            self.refusals.until_ms.insert(slot, until_ms);
         }
         self.try_failed(exchange_id, failure);
     }
@@ -328,14 +406,23 @@ impl Worker {
         }
     }
 
-    fn has_another(&self, exchange_id: usize) -> bool {
-        let exchange = &self.exchanges[exchange_id];
+    /// Whether there is somebody else to try; for a name outside every cluster, its next address.
+    fn has_another(&mut self, exchange_id: usize) -> bool {
+        let exchange = &mut self.exchanges[exchange_id];
         match exchange.destination {
             Some(Destination::Cluster(index)) => exchange.generation.snapshot.clusters[index]
                 .endpoints
                 .iter()
                 .any(|endpoint| !exchange.tried.contains(&endpoint.slot)),
-            _ => false,
+            Some(Destination::Passthrough(_)) => {
+                let next = exchange.addresses.pop();
+                let is_there = next.is_some();
+                exchange.destination = next
+                    .map(Destination::Passthrough)
+                    .or(exchange.destination.take());
+                is_there
+            }
+            None => false,
         }
     }
 
@@ -566,7 +653,9 @@ impl Worker {
             Framing::Close | Framing::Chunked => Framing::Close,
             framing => framing,
         };
-        let keep_alive = self.keeps_downstream(exchange_id) && framing != Framing::Close;
+        let keep_alive = self.keeps_downstream(exchange_id)
+            && framing != Framing::Close
+            && self.exchanges[exchange_id].request_end_is_near();
         self.write_final_head(exchange_id, upstream_id, framing, keep_alive);
         let exchange = &mut self.exchanges[exchange_id];
         let upstream = &self.upstreams[upstream_id];

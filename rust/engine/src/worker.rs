@@ -10,6 +10,7 @@
 //!
 //! The clock is read once per turn. Nothing here waits for another process.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +37,7 @@ use crate::request::Request;
 use crate::settings::Settings;
 use crate::shared::{SharedMemory, State, WorkerShare};
 use crate::timers::{Key, Timers};
-use crate::upstream::{Pool, Upstream};
+use crate::upstream::{Pool, Refusals, Upstream};
 
 /// Events taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 1_024;
@@ -77,6 +78,29 @@ pub(crate) struct Drain {
 pub(crate) struct Outbox {
     pub(crate) slot: u32,
     pub(crate) channel: Channel,
+    pub(crate) watch: Watch,
+}
+
+/// Tells a worker that is stopped or stuck: connections wait for it and its loop does not turn. It gets
+/// no more of them until it does.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    seen_turns: Cell<u64>,
+    seen_ms: Cell<u64>,
+}
+
+/// A loop that serves turns within this time when something waits for it.
+const STUCK_MS: u64 = 50;
+
+impl Watch {
+    /// `waiting` connections are on their way to a worker whose loop has turned `turns` times.
+    pub(crate) fn is_awake(&self, (waiting, turns): (i64, u64), now_ms: u64) -> bool {
+        if waiting <= 0 || turns != self.seen_turns.get() {
+            self.seen_turns.set(turns);
+            self.seen_ms.set(now_ms);
+        }
+        now_ms - self.seen_ms.get() < STUCK_MS
+    }
 }
 
 /// See the module's text.
@@ -94,6 +118,7 @@ pub(crate) struct Worker {
     pub(crate) exchanges: Slab<Exchange>,
     pub(crate) upstreams: Slab<Upstream>,
     pub(crate) pool: Pool,
+    pub(crate) refusals: Refusals,
     pub(crate) timers: Timers,
     to_drive: VecDeque<Key>,
     to_flush: Vec<Key>,
@@ -161,12 +186,17 @@ impl Worker {
             outboxes.push(Outbox {
                 slot: outbox.slot,
                 channel: Channel::new(outbox.fd)?,
+                watch: Watch::default(),
             });
         }
         let seed = clock.wall_us() ^ (u64::from(std::process::id()) << 40);
+        let mut random = Random::new(seed);
+        // A channel to the resolver outlives its worker: answers to questions of an earlier one must
+        // match none of ours.
+        let questions = random.next_u64() >> 1;
         let worker = Self {
             poll: Poll::new()?,
-            random: Random::new(seed),
+            random,
             clock,
             limits: Limits::default(),
             share,
@@ -178,6 +208,7 @@ impl Worker {
             exchanges: Slab::new(),
             upstreams: Slab::new(),
             pool: Pool::default(),
+            refusals: Refusals::default(),
             timers: Timers::default(),
             to_drive: VecDeque::new(),
             to_flush: Vec::new(),
@@ -187,7 +218,7 @@ impl Worker {
             inbox: Channel::new(settings.inbox_fd)?,
             outboxes,
             resolver: Channel::new(settings.resolver_fd)?,
-            questions: 0,
+            questions,
             resolving: HashMap::new(),
             connections_max: connections_max(),
             accept_paused_until_ms: 0,

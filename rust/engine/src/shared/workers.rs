@@ -160,6 +160,12 @@ impl WorkerLine {
         Some(connections.saturating_add_signed(waiting as i64))
     }
 
+    /// Of another worker: connections that wait in its inbox, and turns of its loop.
+    pub(crate) fn progress_of(&self, slot: u32) -> (i64, u64) {
+        let value = |which| word(&self.memory, slot, which).load(Relaxed);
+        (value(Word::InboxWaiting) as i64, value(Word::LoopTurns))
+    }
+
     /// A connection has left for another worker's inbox.
     pub(crate) fn handed_over_to(&self, slot: u32) {
         self.add(Word::HandedOver, 1);
