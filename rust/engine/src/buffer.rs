@@ -140,7 +140,7 @@ impl Output {
     /// The vector to append to. Only its end may be changed.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve(FIRST_CAPACITY);
+            self.bytes = Vec::with_capacity(FIRST_CAPACITY);
         } else if self.start > HIGH_WATERMARK {
             self.bytes.drain(..self.start);
             self.start = 0;

@@ -135,11 +135,9 @@ impl Worker {
             }
             return false;
         }
-        let now_us = self.clock.now_us();
-        if downstream.head_started_us == 0 {
-            downstream.head_started_us = now_us;
-            let deadline_ms = self.clock.now_ms() + HEAD_TIMEOUT_MS;
-            self.timers.arm(Key::Downstream(downstream_id), deadline_ms);
+        let is_first = downstream.head_started_us == 0;
+        if is_first {
+            downstream.head_started_us = self.clock.now_us();
         }
         let mut request = downstream
             .partial
@@ -160,6 +158,11 @@ impl Worker {
             Ok(Parsed::Incomplete) => {
                 let is_cut = downstream.session.io.read_closed;
                 downstream.partial = Some(request);
+                // Most heads come whole, and need no deadline.
+                if is_first {
+                    let deadline_ms = self.clock.now_ms() + HEAD_TIMEOUT_MS;
+                    self.timers.arm(Key::Downstream(downstream_id), deadline_ms);
+                }
                 if is_cut {
                     self.close_downstream(downstream_id);
                 }
