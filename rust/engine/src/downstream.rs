@@ -6,7 +6,7 @@
 
 use meshfast_wire::h1::{Method, Parsed, Version};
 
-use crate::buffer::HIGH_WATERMARK;
+use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
 use crate::error::Failure;
 use crate::exchange::{Carries, Exchange, Moved, STREAM_IDLE_MS, Stage};
 use crate::head::LocalReply;
@@ -266,9 +266,11 @@ impl Worker {
         let upstream = &mut self.upstreams[upstream_id];
         let closed = downstream.session.io.read_closed;
         let source = &mut downstream.session.input;
+        let sink = &mut upstream.session.output;
         let moved = exchange
             .requesting
-            .pump(source, closed, &mut upstream.session.output);
+            .pump(source, closed, sink, &mut self.blocks);
+        let is_large = sink.len() >= SEND_AT_ONCE;
         if moved != Moved::Nothing {
             exchange.progress_ms = self.clock.now_ms();
         }
@@ -289,6 +291,9 @@ impl Worker {
             }
         }
         self.dirty(Key::Upstream(upstream_id));
+        if is_large {
+            self.flush_upstream(upstream_id);
+        }
         true
     }
 
@@ -407,7 +412,7 @@ impl Worker {
         };
         downstream.session.dirty = false;
         let was_high = downstream.session.output.is_high();
-        let flushed = downstream.session.flush();
+        let flushed = downstream.session.flush(&mut self.blocks);
         let exchange = downstream.exchange;
         match flushed {
             Flushed::Broken => self.downstream_gone(downstream_id),

@@ -95,7 +95,7 @@ impl Session {
     }
 
     /// Sends what waits in `output`.
-    pub(crate) fn flush(&mut self) -> Flushed {
+    pub(crate) fn flush(&mut self, blocks: &mut Blocks) -> Flushed {
         while !self.output.is_empty() {
             if self.io.broken || self.io.write_closed {
                 return Flushed::Broken;
@@ -118,6 +118,7 @@ impl Session {
                 }
             }
         }
+        self.output.settle(blocks);
         if self.finish_writing && !self.io.write_closed {
             self.io.write_closed = true;
             self.stream.shutdown_write();
