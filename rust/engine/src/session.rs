@@ -2,7 +2,8 @@
 //!
 //! What both kinds of session share. A session knows nothing of HTTP; the exchange moves payload from
 //! one session's `input` to the other's `output`. Handlers only append to `output`; the loop flushes
-//! every dirty session once at the end of a turn.
+//! every dirty session once at the end of a turn. Only large payload is sent as it comes, while it is
+//! in the cache (`buffer::SEND_AT_ONCE`).
 
 use std::io;
 

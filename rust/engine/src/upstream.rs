@@ -717,7 +717,7 @@ impl Worker {
 }
 
 /// Reads of a block that one session may do before others have their turn.
-pub(crate) const READS_PER_TURN: usize = 8;
+pub(crate) const READS_PER_TURN: usize = 4;
 
 impl Upstream {
     fn is_reusable(&self) -> bool {
