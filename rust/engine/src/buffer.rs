@@ -6,29 +6,44 @@
 //! start of a head or a body that its sink has no room for, is copied into memory of its own.
 //!
 //! Invariants: `start <= end <= bytes.len()` of an [`Input`]; `start <= bytes.len()` of an
-//! [`Output`], and its `bytes` have no capacity whenever everything was sent.
+//! [`Output`].
 
 /// How much may wait in one direction before the reader of the other side is stopped, in bytes.
 pub(crate) const HIGH_WATERMARK: usize = 64 * 1024;
 
-/// Bytes asked for by one `recv`, at most.
-pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
+/// Bytes asked for by one `recv`, at most: a body of 64 KiB and its head come and go in one piece.
+pub(crate) const BLOCK_BYTES: usize = 68 * 1024;
 
 /// A `recv` is worth its call with this much room; with less, bytes move to a block first.
 const ROOM_MIN: usize = BLOCK_BYTES / 4;
 
-/// Blocks kept. One is lent at a time; others come back from sessions that could not pass on at once
-/// what they received.
+/// Blocks kept of each kind. One or two are lent at a time; others come back from sessions that could
+/// not pass on at once what they received.
 const BLOCKS_MAX: usize = 8;
+
+/// An output of this length is worth a `send` of its own, while its bytes are still in the cache: so
+/// a turn needs one large block, not one per session.
+pub(crate) const SEND_AT_ONCE: usize = 32 * 1024;
+
+/// Payload of this length goes into a large block of the worker's: the C library gives memory of that
+/// size back to the kernel, and takes it from there again, with every request (`brk`, and 16 pages to
+/// clear).
+const LARGE_PAYLOAD: usize = 4 * 1024;
+
+/// A head, and a block of payload with its framing.
+const LARGE_BYTES: usize = BLOCK_BYTES + 4 * 1024;
 
 /// Room asked for when the first bytes are written: a head and a small body. The C library hands out
 /// 1,032 bytes and less from a list of its own (tcache): 40 instructions, where 4 KiB cost 400.
 const FIRST_CAPACITY: usize = 1_024;
 
-/// The blocks of a worker that nobody reads into now, each [`BLOCK_BYTES`] long.
+/// The blocks of a worker that no session holds now.
 #[derive(Default)]
 pub(crate) struct Blocks {
+    /// For inputs: [`BLOCK_BYTES`] long.
     free: Vec<Vec<u8>>,
+    /// For outputs: empty, with room for [`LARGE_BYTES`] and more.
+    large: Vec<Vec<u8>>,
 }
 
 impl Blocks {
@@ -40,6 +55,21 @@ impl Blocks {
     fn give(&mut self, bytes: Vec<u8>) {
         if bytes.len() == BLOCK_BYTES && self.free.len() < BLOCKS_MAX {
             self.free.push(bytes);
+        }
+    }
+
+    fn take_large(&mut self) -> Vec<u8> {
+        self.large
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(LARGE_BYTES))
+    }
+
+    /// Keeps the memory of `bytes` if it is that of a large block.
+    fn give_large(&mut self, mut bytes: Vec<u8>) {
+        let is_large = (LARGE_BYTES..=4 * LARGE_BYTES).contains(&bytes.capacity());
+        if is_large && self.large.len() < BLOCKS_MAX {
+            bytes.clear();
+            self.large.push(bytes);
         }
     }
 }
@@ -140,12 +170,23 @@ impl Output {
     /// The vector to append to. Only its end may be changed.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve(FIRST_CAPACITY);
+            self.bytes = Vec::with_capacity(FIRST_CAPACITY);
         } else if self.start > HIGH_WATERMARK {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
         &mut self.bytes
+    }
+
+    /// The vector to append payload of this length to.
+    pub(crate) fn tail_for(&mut self, payload: usize, blocks: &mut Blocks) -> &mut Vec<u8> {
+        let room = self.bytes.capacity() - self.bytes.len();
+        if payload >= LARGE_PAYLOAD && room < payload && self.bytes.capacity() < LARGE_BYTES {
+            let mut large = blocks.take_large();
+            large.extend_from_slice(self.as_slice());
+            (self.bytes, self.start) = (large, 0);
+        }
+        self.tail()
     }
 
     pub(crate) fn consume(&mut self, count: usize) {
@@ -154,13 +195,18 @@ impl Output {
             self.start <= self.bytes.len(),
             "no more is taken than there is"
         );
-        if self.start >= self.bytes.len() {
-            self.clear();
-        }
     }
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Gives the memory back when everything is sent.
+    pub(crate) fn settle(&mut self, blocks: &mut Blocks) {
+        if self.is_empty() {
+            blocks.give_large(std::mem::take(&mut self.bytes));
+            self.start = 0;
+        }
     }
 }
 
@@ -237,10 +283,13 @@ mod tests {
     #[test]
     fn an_output_gives_bytes_back_in_order_and_holds_no_memory_when_sent() {
         let mut output = Output::default();
+        let mut blocks = Blocks::default();
         let (mut written, mut sent) = (0, 0);
         for round in 0..2_000 {
-            let more = round % 300;
-            output.tail().extend(pattern(written, more));
+            let more = if round % 100 == 0 { 9_000 } else { round % 300 };
+            output
+                .tail_for(more, &mut blocks)
+                .extend(pattern(written, more));
             written += more;
             let take = output.len().min(round % 290);
             assert!(
@@ -251,8 +300,30 @@ mod tests {
             );
             output.consume(take);
             sent += take;
+            if round % 3 == 0 {
+                output.settle(&mut blocks);
+            }
         }
         output.consume(output.len());
+        output.settle(&mut blocks);
         assert_eq!(output.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn a_large_output_takes_one_block_and_gives_it_back() {
+        let mut output = Output::default();
+        let mut blocks = Blocks::default();
+        for _ in 0..3 {
+            output.tail().extend(pattern(0, 200));
+            let tail = output.tail_for(BLOCK_BYTES, &mut blocks);
+            let before = tail.capacity();
+            tail.extend(pattern(200, BLOCK_BYTES));
+            assert_eq!(tail.capacity(), before, "it does not grow");
+            let all = output.as_slice().iter().copied();
+            assert!(all.eq(pattern(0, 200 + BLOCK_BYTES)));
+            output.consume(output.len());
+            output.settle(&mut blocks);
+            assert_eq!((output.bytes.capacity(), blocks.large.len()), (0, 1));
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use meshfast_wire::h1::{BodyDecoder, BodyEvent, Method, Parsed, Version};
 
-use crate::buffer::HIGH_WATERMARK;
+use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
 use crate::error::Failure;
 use crate::exchange::{Carries, Exchange, Moved, STREAM_IDLE_MS, Stage};
 use crate::head::LocalReply;
@@ -192,11 +192,9 @@ impl Worker {
             }
             return false;
         }
-        let now_us = self.clock.now_us();
-        if downstream.head_started_us == 0 {
-            downstream.head_started_us = now_us;
-            let deadline_ms = self.clock.now_ms() + HEAD_TIMEOUT_MS;
-            self.timers.arm(Key::Downstream(downstream_id), deadline_ms);
+        let is_first = downstream.head_started_us == 0;
+        if is_first {
+            downstream.head_started_us = self.clock.now_us();
         }
         let mut request = downstream
             .partial
@@ -217,6 +215,11 @@ impl Worker {
             Ok(Parsed::Incomplete) => {
                 let is_cut = downstream.session.io.read_closed;
                 downstream.partial = Some(request);
+                // Most heads come whole, and need no deadline.
+                if is_first {
+                    let deadline_ms = self.clock.now_ms() + HEAD_TIMEOUT_MS;
+                    self.timers.arm(Key::Downstream(downstream_id), deadline_ms);
+                }
                 if is_cut {
                     self.close_downstream(downstream_id);
                 }
@@ -320,9 +323,11 @@ impl Worker {
         let upstream = &mut self.upstreams[upstream_id];
         let closed = downstream.session.io.read_closed;
         let source = &mut downstream.session.input;
+        let sink = &mut upstream.session.output;
         let moved = exchange
             .requesting
-            .pump(source, closed, &mut upstream.session.output);
+            .pump(source, closed, sink, &mut self.blocks);
+        let is_large = sink.len() >= SEND_AT_ONCE;
         if moved != Moved::Nothing {
             exchange.progress_ms = self.clock.now_ms();
         }
@@ -343,6 +348,9 @@ impl Worker {
             }
         }
         self.dirty(Key::Upstream(upstream_id));
+        if is_large {
+            self.flush_upstream(upstream_id);
+        }
         true
     }
 
@@ -465,7 +473,7 @@ impl Worker {
         };
         downstream.session.dirty = false;
         let was_high = downstream.session.output.is_high();
-        let flushed = downstream.session.flush();
+        let flushed = downstream.session.flush(&mut self.blocks);
         let exchange = downstream.exchange;
         match flushed {
             Flushed::Broken => self.downstream_gone(downstream_id),

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, RequestHead};
 
-use crate::buffer::{Input, Output};
+use crate::buffer::{Blocks, Input, Output};
 use crate::downstream::LEFTOVER_BYTES_MAX;
 use crate::error::Failure;
 use crate::request::Request;
@@ -123,7 +123,13 @@ impl Half {
     }
 
     /// Moves payload until the source is empty, the sink is full or the half ends.
-    pub(crate) fn pump(&mut self, source: &mut Input, closed: bool, sink: &mut Output) -> Moved {
+    pub(crate) fn pump(
+        &mut self,
+        source: &mut Input,
+        closed: bool,
+        sink: &mut Output,
+        blocks: &mut Blocks,
+    ) -> Moved {
         let mut moved = Moved::Nothing;
         while !self.ended && !sink.is_high() {
             let (used, event) = match self.decoder.decode(source.as_slice()) {
@@ -134,7 +140,8 @@ impl Half {
             let framed = match event {
                 BodyEvent::Data(payload) => {
                     self.payload_bytes += payload.len() as u64;
-                    self.encoder.data(sink.tail(), payload)
+                    self.encoder
+                        .data(sink.tail_for(payload.len(), blocks), payload)
                 }
                 BodyEvent::Trailers(trailers) => self.encoder.end(sink.tail(), Some(&trailers)),
                 BodyEvent::End => {

@@ -2,7 +2,8 @@
 //!
 //! What both kinds of session share. A session knows nothing of HTTP; the exchange moves payload from
 //! one session's `input` to the other's `output`. Handlers only append to `output`; the loop flushes
-//! every dirty session once at the end of a turn.
+//! every dirty session once at the end of a turn. Only large payload is sent as it comes, while it is
+//! in the cache (`buffer::SEND_AT_ONCE`).
 
 use std::io;
 
@@ -95,7 +96,7 @@ impl Session {
     }
 
     /// Sends what waits in `output`.
-    pub(crate) fn flush(&mut self) -> Flushed {
+    pub(crate) fn flush(&mut self, blocks: &mut Blocks) -> Flushed {
         while !self.output.is_empty() {
             if self.io.broken || self.io.write_closed {
                 return Flushed::Broken;
@@ -118,6 +119,7 @@ impl Session {
                 }
             }
         }
+        self.output.settle(blocks);
         if self.finish_writing && !self.io.write_closed {
             self.io.write_closed = true;
             self.stream.shutdown_write();

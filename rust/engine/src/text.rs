@@ -62,12 +62,24 @@ pub(crate) fn three_digits(out: &mut Vec<u8>, number: u64) {
 pub(crate) fn ip(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
-            let [a, b, c, d] = address.octets();
-            for octet in [a, b, c] {
-                decimal(out, u64::from(octet));
-                out.push(b'.');
+            // Every request is told its caller's address; so one append instead of seven.
+            let mut text = [b'.'; "255.255.255.255.".len()];
+            let mut end = 0;
+            for octet in address.octets() {
+                let (hundreds, pair) = (octet / 100, 2 * usize::from(octet % 100));
+                if octet >= 100 {
+                    text[end] = b'0' + hundreds;
+                    end += 1;
+                }
+                if octet >= 10 {
+                    text[end] = PAIRS[pair];
+                    end += 1;
+                }
+                text[end] = PAIRS[pair + 1];
+                end += 2;
+                text[end - 1] = b'.';
             }
-            decimal(out, u64::from(d));
+            out.extend_from_slice(&text[..end - 1]);
         }
         // Writing to a vector does not fail.
         IpAddr::V6(address) => drop(write!(out, "{address}")),

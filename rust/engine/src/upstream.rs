@@ -12,6 +12,7 @@ use meshfast_mesh::{Address, Dial, Direction, Loads};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
 use rustc_hash::FxHashMap;
 
+use crate::buffer::SEND_AT_ONCE;
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
 use crate::head;
@@ -517,9 +518,11 @@ impl Worker {
         let io = upstream.session.io;
         let source = &mut upstream.session.input;
         let sink = &mut downstream.session.output;
-        let moved = exchange
-            .responding
-            .pump(source, io.read_closed && !io.broken, sink);
+        let moved =
+            exchange
+                .responding
+                .pump(source, io.read_closed && !io.broken, sink, &mut self.blocks);
+        let is_large = sink.len() >= SEND_AT_ONCE;
         if moved != Moved::Nothing {
             exchange.progress_ms = self.clock.now_ms();
         }
@@ -535,10 +538,12 @@ impl Worker {
                     self.downstreams[downstream_id].session.finish_writing = true;
                 }
                 self.finish_if_complete(exchange_id);
-                return true;
             }
             Moved::Nothing => return false,
-            Moved::Some => return true,
+            Moved::Some => {}
+        }
+        if is_large {
+            self.flush_downstream(downstream_id);
         }
         true
     }
@@ -746,7 +751,7 @@ impl Worker {
             return;
         }
         let was_high = upstream.session.output.is_high();
-        match upstream.session.flush() {
+        match upstream.session.flush(&mut self.blocks) {
             Flushed::All if upstream.is_closing => self.drop_upstream(upstream_id),
             Flushed::All | Flushed::Blocked => {
                 if was_high
@@ -800,8 +805,8 @@ impl Worker {
     }
 }
 
-/// Reads of 64 KiB that one session may do before others have their turn.
-pub(crate) const READS_PER_TURN: usize = 8;
+/// Reads of a block that one session may do before others have their turn.
+pub(crate) const READS_PER_TURN: usize = 4;
 
 impl Upstream {
     fn is_reusable(&self) -> bool {

@@ -57,17 +57,33 @@ impl<'a> Authority<'a> {
     /// # Errors
     /// When it is anything else than `host`, `host:port`, `[ip6]` or `[ip6]:port`.
     pub fn parse(authority: &'a [u8]) -> Result<Self, AuthorityError> {
-        // No part of an authority may hold an `@`, so looking for one can wait for an error.
-        Self::parts(authority).map_err(|error| {
-            if authority.contains(&b'@') {
-                AuthorityError::Userinfo
-            } else {
-                error
-            }
+        Self::plain(authority).map_or_else(|| Self::parse_any(authority), Ok)
+    }
+
+    /// A valid `host` or `host:port` in one pass over its bytes, a third of what it costs in steps;
+    /// `None` is for the steps to take or to refuse.
+    fn plain(authority: &'a [u8]) -> Option<Self> {
+        let is_other = |byte: &u8| !HOST_BYTES[usize::from(*byte)];
+        let length = authority.iter().position(is_other);
+        let (host, rest) = authority.split_at(length.unwrap_or(authority.len()));
+        let port = match rest {
+            [] => None,
+            [b':', digits @ ..] => parse_port(digits).ok()?,
+            _ => return None,
+        };
+        let is_name = (1..=HOST_BYTES_MAX).contains(&host.len());
+        Some(Self {
+            host: std::str::from_utf8(host).ok().filter(|_| is_name)?,
+            port,
+            ipv6: false,
         })
     }
 
-    fn parts(authority: &'a [u8]) -> Result<Self, AuthorityError> {
+    /// Every authority there is, and what is wrong with the others.
+    fn parse_any(authority: &'a [u8]) -> Result<Self, AuthorityError> {
+        if authority.contains(&b'@') {
+            return Err(AuthorityError::Userinfo);
+        }
         let (host, port) = split(authority);
         let port = port.map_or(Ok(None), parse_port)?;
         if host.len() > HOST_BYTES_MAX {
@@ -168,6 +184,11 @@ mod tests {
         ] {
             let expected = Authority { host, port, ipv6 };
             assert_eq!(Authority::parse(text.as_bytes()), Ok(expected), "{text}");
+            assert_eq!(
+                Authority::parse_any(text.as_bytes()),
+                Ok(expected),
+                "{text}"
+            );
         }
     }
 
@@ -215,5 +236,23 @@ mod tests {
             assert_eq!(Authority::parse(text.as_bytes()), Err(error), "{text}");
         }
         assert_eq!(Authority::parse(b"a\xff"), Err(Host));
+    }
+
+    #[test]
+    fn the_short_way_takes_nothing_that_the_long_way_reads_otherwise() {
+        let pieces = [
+            "", "a", "A.b-c_d", ":", ":80", ":0", "[", "]", "::1", "@", "%", "\u{e9}",
+        ];
+        let long = "a".repeat(HOST_BYTES_MAX);
+        for one in pieces.iter().chain([&long.as_str()]) {
+            for two in pieces {
+                for three in pieces {
+                    let text = format!("{one}{two}{three}");
+                    if let Some(plain) = Authority::plain(text.as_bytes()) {
+                        assert_eq!(Authority::parse_any(text.as_bytes()), Ok(plain), "{text}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -107,7 +107,7 @@ impl State {
 #[derive(Clone, Debug)]
 pub struct BodyDecoder {
     state: State,
-    /// Out of line, because most bodies are not chunked: 24 bytes of every exchange instead of 192,
+    /// Out of line, because most bodies are not chunked: 24 bytes of every half instead of 176,
     /// which are written and moved several times a request.
     chunked: Option<Box<Chunked>>,
 }

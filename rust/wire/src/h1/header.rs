@@ -156,20 +156,24 @@ const fn listed(len: usize) -> Names {
     }
 }
 
-/// `eq_ignore_ascii_case` with one side known to be lower case and as long. Eight bytes at once:
-/// names are compared seven times a request, and byte by byte that cost 14 instructions a byte.
+/// `eq_ignore_ascii_case` with one side known to be lower case and as long. Eight bytes at once, the
+/// last eight overlapping those before them: byte by byte it cost 14 instructions a byte.
 fn is_in_any_case(name: &[u8], lower: &[u8]) -> bool {
     debug_assert_eq!(name.len(), lower.len(), "compared by length before");
-    let (words, rest) = name.as_chunks();
-    let (lower_words, lower_rest) = lower.as_chunks();
-    words
-        .iter()
-        .zip(lower_words)
-        .all(|(word, lower)| lower_case(u64::from_ne_bytes(*word)) == u64::from_ne_bytes(*lower))
-        && rest
+    let same = |word: &[u8; 8], lower: &[u8; 8]| {
+        lower_case(u64::from_ne_bytes(*word)) == u64::from_ne_bytes(*lower)
+    };
+    match (name.last_chunk(), lower.last_chunk()) {
+        (Some(last), Some(lower_last)) => {
+            let (words, _) = name.as_chunks();
+            let (lower_words, _) = lower.as_chunks();
+            same(last, lower_last) && words.iter().zip(lower_words).all(|(a, b)| same(a, b))
+        }
+        _ => name
             .iter()
-            .zip(lower_rest)
-            .all(|(byte, lower)| byte.to_ascii_lowercase() == *lower)
+            .zip(lower)
+            .all(|(byte, lower)| byte.to_ascii_lowercase() == *lower),
+    }
 }
 
 /// `make_ascii_lowercase` of eight bytes. In each byte, which no carry leaves because the highest
