@@ -169,7 +169,8 @@ def test_an_answer_to_a_dead_worker_s_question_is_nobody_else_s(tmp_path: Path) 
                     lost.send(
                         f"GET http://localhost:{first.port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
                     )
-                    wait_for("the question", lambda: wakes(worker))
+                    peer = lost.socket.getsockname()[1]
+                    wait_for("the request to be read", lambda: is_read(peer))
                     os.kill(worker, signal.SIGKILL)
                     wait_for("a successor", lambda: [p for p in proxy.children() if p != worker])
                 client = Client(port)
@@ -181,13 +182,15 @@ def test_an_answer_to_a_dead_worker_s_question_is_nobody_else_s(tmp_path: Path) 
                 os.kill(agent, signal.SIGCONT)
             assert client.response().body.startswith(b"second\n")
             client.close()
-    assert first.heads == []
+    # The first request itself may have waited in the backlog and been served by the successor.
+    assert not [head for head in first.heads if b"secret" in head]
 
 
-def wakes(pid: int) -> bool:
-    """Whether the worker has taken the request: it has a connection besides its listener."""
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return sum(link.startswith("socket:") for link in links) >= 5
+def is_read(peer: int) -> bool:
+    """Whether the proxy has read everything that came from this port."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [row[4] for row in rows if int(row[2].rsplit(":", 1)[1], 16) == peer]
+    return bool(queues) and all(queue.endswith(":00000000") for queue in queues)
 
 
 def test_https_in_a_target_is_never_answered_in_plain_text(tmp_path: Path) -> None:
