@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataplane import harness
 from tests.dataplane.harness import (
     Client,
     Origin,
@@ -512,6 +513,23 @@ def test_a_stale_connection_of_a_forward_proxy_is_tried_again_for_get(tmp_path: 
                 client.send(named(f"127.0.0.1:{origin.port}", path))
                 assert client.response().status == 200
     assert counts == [b"served /1", b"lost /2", b"served /2"]
+
+
+def test_idle_connections_make_room_at_the_descriptor_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = tmp_path / "meshfast"
+    limited.write_text(f'#!/bin/sh\nulimit -n 256\nexec {harness.MESHFAST} "$@"\n')
+    limited.chmod(0o755)
+    monkeypatch.setattr(harness, "MESHFAST", limited)
+    with echo_origin() as origin, forwarding(origin, tmp_path) as (proxy, port):
+        with contextlib.ExitStack() as opened:
+            for number in range(201):
+                # Above a hundred, a connection is taken when another has been idle for a second.
+                client = opened.enter_context(Client(port, seconds=5))
+                client.send(GET)
+                assert client.response().status == 200, number
+        assert proxy.rejected("connection_limit") > 0
 
 
 def test_a_fresh_upstream_that_says_nothing_is_told_from_one_that_broke_off(
