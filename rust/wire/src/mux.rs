@@ -368,15 +368,15 @@ impl Connection {
             // A stream that is over: nobody will consume these bytes.
             self.owe_connection(count as u32, out);
             return (count, None);
-        };
-        if is_last && ends {
-            state.remote_ended = true;
-            self.ended = Some(stream);
         }
-        (
-            count,
-            (count > 0).then(|| Event::Data(stream, &input[..count])),
-        )
+        self.ended = (is_last && ends).then_some(stream);
+        (count, Some(Event::Data(stream, &input[..count])))
+    }
+
+    fn end_received<'a>(&mut self, stream: u32) -> Option<Event<'a>> {
+        self.streams.get_mut(&stream)?.remote_ended = true;
+        self.forget_if_over(stream);
+        Some(Event::Ended(stream))
     }
 
     fn take_headers<'a>(
