@@ -29,6 +29,7 @@ pub mod shared;
 mod stream;
 mod text;
 mod timers;
+pub mod tls;
 mod trace;
 mod upstream;
 mod worker;
