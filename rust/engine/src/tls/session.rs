@@ -140,9 +140,10 @@ fn label_of(error: &rustls::Error) -> TlsFailure {
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => "tls.certificate_not_yet_valid",
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "tls.certificate_unknown_issuer"
-        }
+        // An authority of the same name with another key is another authority.
+        Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => "tls.certificate_unknown_issuer",
         Error::InvalidCertificate(_) => "tls.certificate_invalid",
         Error::NoCertificatesPresented => "tls.no_certificate",
         Error::NoApplicationProtocol => "tls.alpn",
