@@ -324,8 +324,8 @@ pub(super) mod tests {
             )
         }
 
-        pub(in crate::tls) fn identity(&self, name: &str) -> Identity {
-            Identity::read(self.hand_over(&[name], |_| {}).as_bytes()).unwrap()
+        pub(in crate::tls) fn identity(&self, name: &str) -> std::rc::Rc<Identity> {
+            std::rc::Rc::new(Identity::read(self.hand_over(&[name], |_| {}).as_bytes()).unwrap())
         }
     }
 

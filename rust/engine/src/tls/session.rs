@@ -5,13 +5,14 @@
 //! done and the peer has been checked nothing of the application passes in either direction.
 
 use std::io;
+use std::rc::Rc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
 use meshfast_wire::frame::ALPN;
 
-use crate::buffer::Buffer;
+use crate::buffer::Input;
 use crate::tls::Identity;
 
 /// Plain bytes that rustls may hold while the socket is full; more stays in the session's output.
@@ -24,6 +25,7 @@ pub(crate) struct TlsFailure(pub(crate) &'static str);
 /// See the module's text.
 pub(crate) struct Tls {
     connection: Connection,
+    identity: Rc<Identity>,
     /// Who the peer must be; `None` takes anybody of the trust domain.
     expected: Option<String>,
     /// Who the peer is, once it has been checked.
@@ -32,24 +34,29 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// Of a connection we dialled: the peer must be `expected`.
-    pub(crate) fn client(identity: &Identity, expected: &str) -> Result<Self, TlsFailure> {
+    pub(crate) fn client(identity: &Rc<Identity>, expected: &str) -> Result<Self, TlsFailure> {
         let unnamed = ServerName::try_from("meshfast.invalid").expect("a constant DNS name");
         let connection = ClientConnection::new(identity.client(), unnamed)
             .map_err(|_| TlsFailure("tls.configuration"))?;
-        Ok(Self::new(connection.into(), Some(expected.to_owned())))
+        Ok(Self::new(
+            connection.into(),
+            identity,
+            Some(expected.to_owned()),
+        ))
     }
 
     /// Of a connection we accepted.
-    pub(crate) fn server(identity: &Identity) -> Result<Self, TlsFailure> {
+    pub(crate) fn server(identity: &Rc<Identity>) -> Result<Self, TlsFailure> {
         let connection = ServerConnection::new(identity.server())
             .map_err(|_| TlsFailure("tls.configuration"))?;
-        Ok(Self::new(connection.into(), None))
+        Ok(Self::new(connection.into(), identity, None))
     }
 
-    fn new(mut connection: Connection, expected: Option<String>) -> Self {
+    fn new(mut connection: Connection, identity: &Rc<Identity>, expected: Option<String>) -> Self {
         connection.set_buffer_limit(Some(SEND_QUEUE_BYTES));
         Self {
             connection,
+            identity: Rc::clone(identity),
             expected,
             peer: None,
         }
@@ -64,8 +71,7 @@ impl Tls {
     pub(crate) fn receive(
         &mut self,
         mut bytes: &[u8],
-        input: &mut Buffer,
-        identity: &Identity,
+        input: &mut Input,
     ) -> Result<(), TlsFailure> {
         while !bytes.is_empty() {
             self.connection
@@ -76,23 +82,24 @@ impl Tls {
                 .process_new_packets()
                 .map_err(|error| label_of(&error))?;
             if self.peer.is_none() && !self.connection.is_handshaking() {
-                self.check_peer(identity)?;
+                self.check_peer()?;
             }
             if state.plaintext_bytes_to_read() > 0 {
                 let mut plain = vec![0; state.plaintext_bytes_to_read()];
                 let count = io::Read::read(&mut self.connection.reader(), &mut plain)
                     .map_err(|_| TlsFailure("tls.read"))?;
-                input.extend(&plain[..count]);
+                input.append(&plain[..count]);
             }
         }
         Ok(())
     }
 
-    fn check_peer(&mut self, identity: &Identity) -> Result<(), TlsFailure> {
+    fn check_peer(&mut self) -> Result<(), TlsFailure> {
         if self.connection.alpn_protocol() != Some(ALPN) {
             return Err(TlsFailure("tls.alpn"));
         }
-        let peer = identity
+        let peer = self
+            .identity
             .of_peer(self.connection.peer_certificates())
             .ok_or(TlsFailure("tls.peer_identity"))?;
         if self
@@ -162,41 +169,38 @@ mod tests {
 
     const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
 
-    struct End<'a> {
+    struct End {
         tls: Tls,
-        identity: &'a Identity,
-        input: Buffer,
+        input: Input,
     }
 
     /// Carries records from one end to the other in pieces of `step` bytes.
-    fn carry(from: &mut End<'_>, to: &mut End<'_>, step: usize) -> Result<bool, TlsFailure> {
+    fn carry(from: &mut End, to: &mut End, step: usize) -> Result<bool, TlsFailure> {
         let mut records = Vec::new();
         while from.tls.wants_write() {
             from.tls.write_to(&mut records).unwrap();
         }
         for piece in records.chunks(step) {
-            to.tls.receive(piece, &mut to.input, to.identity)?;
+            to.tls.receive(piece, &mut to.input)?;
         }
         Ok(!records.is_empty())
     }
 
     fn meet(
-        client: &Identity,
+        client: &Rc<Identity>,
         expected: &str,
-        server: &Identity,
+        server: &Rc<Identity>,
         step: usize,
     ) -> Result<(), TlsFailure> {
         let tls = Tls::client(client, expected)?;
         let mut near = End {
             tls,
-            identity: client,
-            input: Buffer::default(),
+            input: Input::default(),
         };
         let tls = Tls::server(server)?;
         let mut far = End {
             tls,
-            identity: server,
-            input: Buffer::default(),
+            input: Input::default(),
         };
         assert_eq!(
             near.tls.seal(b"early"),
@@ -243,7 +247,7 @@ mod tests {
                 params.not_before = rcgen::date_time_ymd(from, 1, 1);
                 params.not_after = rcgen::date_time_ymd(to, 1, 1);
             });
-            let wrong_time = Identity::read(handed.as_bytes()).unwrap();
+            let wrong_time = Rc::new(Identity::read(handed.as_bytes()).unwrap());
             let refusal = meet(&order, PAYMENT, &wrong_time, usize::MAX).unwrap_err();
             assert_eq!(refusal, TlsFailure(label));
         }
@@ -263,9 +267,9 @@ mod tests {
     fn refuses_plaintext_instead_of_a_handshake() {
         let payment = Authority::new().identity(PAYMENT);
         let mut tls = Tls::server(&payment).unwrap();
-        let mut input = Buffer::default();
+        let mut input = Input::default();
         let refusal = tls
-            .receive(b"GET / HTTP/1.1\r\n\r\n", &mut input, &payment)
+            .receive(b"GET / HTTP/1.1\r\n\r\n", &mut input)
             .unwrap_err();
         assert_eq!(refusal, TlsFailure("tls.not_tls"));
         assert!(input.is_empty());
