@@ -167,20 +167,11 @@ impl Stream {
     }
 
     /// The socket; none for a stream of a leg.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Leg { .. } => None,
             Self::Tcp(stream) => Some(stream.as_fd()),
             Self::Unix(stream) => Some(stream.as_fd()),
-        }
-    }
-
-    /// The socket of an accepted connection, for handing it over.
-    pub(crate) fn into_descriptor(self) -> Option<OwnedFd> {
-        match self {
-            Self::Leg { .. } => None,
-            Self::Tcp(stream) => Some(stream.into()),
-            Self::Unix(stream) => Some(stream.into()),
         }
     }
 
