@@ -118,7 +118,10 @@ impl Worker {
         let entry = self.legs.vacant_entry();
         let leg_id = entry.key();
         let token = Key::Leg(leg_id).token();
-        leg.session.stream.register(self.poll.registry(), token).ok()?;
+        leg.session
+            .stream
+            .register(self.poll.registry(), token)
+            .ok()?;
         entry.insert(leg);
         let deadline_ms = self.clock.now_ms() + HANDSHAKE_TIMEOUT_MS;
         self.timers.arm(Key::Leg(leg_id), deadline_ms);
@@ -134,8 +137,13 @@ impl Worker {
                 return self.connect_failed(exchange_id, Failure::ConnectFailed, &why);
             }
         };
-        let session = Session::new(Stream::Leg { leg: leg_id, stream: 0 });
-        let upstream_id = self.upstreams.insert(Upstream::new(session, &dial.address, Some(slot)));
+        let session = Session::new(Stream::Leg {
+            leg: leg_id,
+            stream: 0,
+        });
+        let upstream_id = self
+            .upstreams
+            .insert(Upstream::new(session, &dial.address, Some(slot)));
         self.attach(exchange_id, upstream_id);
         if self.legs[leg_id].connection.is_some() {
             return self.open_stream(leg_id, upstream_id);
@@ -149,7 +157,10 @@ impl Worker {
         let known = self.legs_to.get(&slot).copied();
         if let Some(leg) = known.and_then(|leg_id| self.legs.get(leg_id))
             && leg.has_room()
-            && leg.endpoint.as_ref().is_some_and(|(_, address)| *address == dial.address)
+            && leg
+                .endpoint
+                .as_ref()
+                .is_some_and(|(_, address)| *address == dial.address)
         {
             return Ok(known.expect("a leg was just found by it"));
         }
@@ -162,7 +173,9 @@ impl Worker {
         session.io.writable = false;
         let mut leg = Leg::new(session, Role::Client);
         leg.endpoint = Some((slot, dial.address.clone()));
-        let leg_id = self.add_leg(leg).ok_or("the event loop takes no more sockets")?;
+        let leg_id = self
+            .add_leg(leg)
+            .ok_or("the event loop takes no more sockets")?;
         self.legs_to.insert(slot, leg_id);
         Ok(leg_id)
     }
@@ -170,7 +183,9 @@ impl Worker {
     /// Opens a stream for an upstream session and sends its request.
     fn open_stream(&mut self, leg_id: usize, upstream_id: usize) {
         let upstream = &mut self.upstreams[upstream_id];
-        let Some(exchange_id) = upstream.exchange else { return };
+        let Some(exchange_id) = upstream.exchange else {
+            return;
+        };
         let exchange = &self.exchanges[exchange_id];
         let port = match exchange.destination {
             Some(Destination::Cluster(index)) => {
@@ -193,7 +208,10 @@ impl Worker {
             return self.connect_failed(exchange_id, Failure::ConnectFailed, "no stream to be had");
         };
         leg.streams.insert(stream, Key::Upstream(upstream_id));
-        upstream.session.stream = Stream::Leg { leg: leg_id, stream };
+        upstream.session.stream = Stream::Leg {
+            leg: leg_id,
+            stream,
+        };
         upstream.session.local = leg.session.local;
         upstream.is_connected = true;
         self.timers.disarm(Key::Upstream(upstream_id));
@@ -216,17 +234,22 @@ impl Worker {
         }
         for _ in 0..READS_PER_TURN {
             let input_max = self.limits.buffer_bytes_max();
-            let Some(leg) = self.legs.get_mut(leg_id) else { return };
+            let Some(leg) = self.legs.get_mut(leg_id) else {
+                return;
+            };
             let came = leg.session.read(&mut self.blocks, input_max);
             self.take_frames(leg_id);
-            let Some(leg) = self.legs.get(leg_id) else { return };
+            let Some(leg) = self.legs.get(leg_id) else {
+                return;
+            };
             let io = leg.session.io;
             if io.broken || io.read_closed {
-                let failure = leg.session.tls_failure.map_or("connection closed", |it| it.0);
-                if let Some(failure) = leg.session.tls_failure {
+                let failure = leg.session.tls.as_ref().and_then(|tls| tls.failure());
+                if let Some(failure) = failure {
                     self.rejected(failure.0);
                 }
-                return self.leg_failed(leg_id, failure);
+                let why = failure.map_or("connection closed by the peer's proxy", |it| it.0);
+                return self.leg_failed(leg_id, why);
             }
             if !came {
                 return;
@@ -243,7 +266,9 @@ impl Worker {
             return;
         }
         while let Some(leg) = self.legs.get_mut(leg_id) {
-            let Some(connection) = &mut leg.connection else { return };
+            let Some(connection) = &mut leg.connection else {
+                return;
+            };
             let input = leg.session.input.as_slice();
             let (used, told) = match connection.receive(input, leg.session.output.tail()) {
                 Ok((used, Some(Event::Data(stream, bytes)))) => {
@@ -257,7 +282,7 @@ impl Worker {
                 Err(error) => {
                     let code = ErrorCode::of(&error);
                     connection.go_away(code, leg.session.output.tail());
-                    leg.session.flush();
+                    leg.session.flush(&mut self.blocks);
                     self.rejected(error.detail());
                     return self.leg_failed(leg_id, error.detail());
                 }
@@ -332,7 +357,10 @@ impl Worker {
     fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
         let draining = self.is_draining();
         let leg = &mut self.legs[leg_id];
-        let caller = leg.identity.clone().expect("streams come after the check of the peer");
+        let caller = leg
+            .identity
+            .clone()
+            .expect("streams come after the check of the peer");
         if draining {
             let output = leg.session.output.tail();
             if let Some(connection) = &mut leg.connection {
@@ -340,17 +368,23 @@ impl Worker {
             }
             return;
         }
-        let mut session = Session::new(Stream::Leg { leg: leg_id, stream });
+        let mut session = Session::new(Stream::Leg {
+            leg: leg_id,
+            stream,
+        });
         session.local = leg.session.local;
         let now_ms = self.clock.now_ms();
         let mut downstream = Downstream::new(session, leg.listener, leg.peer, now_ms);
         downstream.inbound = Some(Inbound { port, caller });
         let downstream_id = self.downstreams.insert(downstream);
-        self.legs[leg_id].streams.insert(stream, Key::Downstream(downstream_id));
+        self.legs[leg_id]
+            .streams
+            .insert(stream, Key::Downstream(downstream_id));
         self.share.line.connection_opened();
         match carries {
             mux::Carries::Http1 => {
-                self.timers.arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
+                self.timers
+                    .arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
             }
             mux::Carries::Tcp => self.begin_tcp(downstream_id),
         }
@@ -358,13 +392,15 @@ impl Worker {
 
     /// Sends what waits on a leg, and what was held back by it.
     pub(crate) fn flush_leg(&mut self, leg_id: usize) {
-        let Some(leg) = self.legs.get_mut(leg_id) else { return };
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return;
+        };
         leg.session.dirty = false;
         if !leg.is_connected {
             return;
         }
         let was_high = leg.session.output.is_high();
-        match leg.session.flush() {
+        match leg.session.flush(&mut self.blocks) {
             Flushed::Broken => self.leg_failed(leg_id, "connection reset"),
             Flushed::All | Flushed::Blocked => {
                 if was_high && !leg.session.output.is_high() {
@@ -385,8 +421,12 @@ impl Worker {
         if session.io.broken {
             return Flushed::Broken;
         }
-        let Some(leg) = self.legs.get_mut(leg_id) else { return Flushed::Broken };
-        let Some(connection) = &mut leg.connection else { return Flushed::Blocked };
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return Flushed::Broken;
+        };
+        let Some(connection) = &mut leg.connection else {
+            return Flushed::Blocked;
+        };
         if leg.session.output.is_high() {
             return Flushed::Blocked;
         }
@@ -398,13 +438,21 @@ impl Worker {
             connection.end(stream, leg.session.output.tail());
         }
         self.dirty(Key::Leg(leg_id));
-        if is_done { Flushed::All } else { Flushed::Blocked }
+        if is_done {
+            Flushed::All
+        } else {
+            Flushed::Blocked
+        }
     }
 
     /// Gives credit back for what a session on a leg has used since it was last asked.
     pub(crate) fn credit(&mut self, key: Key) {
-        let Some(session) = self.session_of(key) else { return };
-        let Some((leg_id, stream)) = session.stream.leg() else { return };
+        let Some(session) = self.session_of(key) else {
+            return;
+        };
+        let Some((leg_id, stream)) = session.stream.leg() else {
+            return;
+        };
         let used = session.uncredited - session.input.len();
         session.uncredited -= used;
         if used > 0
@@ -418,8 +466,12 @@ impl Worker {
 
     /// A session that was a stream of a leg is gone.
     pub(crate) fn leave_leg(&mut self, stream: &Stream, unused: usize) {
-        let Some((leg_id, stream)) = stream.leg() else { return };
-        let Some(leg) = self.legs.get_mut(leg_id) else { return };
+        let Some((leg_id, stream)) = stream.leg() else {
+            return;
+        };
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return;
+        };
         leg.streams.remove(&stream);
         if let Some(connection) = &mut leg.connection {
             let output = leg.session.output.tail();
@@ -469,21 +521,20 @@ impl Worker {
 
     /// Tells the callers' proxies that no further stream is taken.
     pub(crate) fn leave_legs(&mut self) {
-        for (leg_id, leg) in &mut self.legs {
+        let ids: Vec<usize> = self.legs.iter().map(|(leg_id, _)| leg_id).collect();
+        for leg_id in ids {
+            let leg = &mut self.legs[leg_id];
             if let Some(connection) = &mut leg.connection {
                 connection.go_away(ErrorCode::NoError, leg.session.output.tail());
-                self.leg_ids.push(leg_id);
+                self.dirty(Key::Leg(leg_id));
             }
-        }
-        for leg_id in std::mem::take(&mut self.leg_ids) {
-            self.dirty(Key::Leg(leg_id));
         }
     }
 
     /// Ends a leg; every session on it learns of it.
-    fn leg_failed(&mut self, leg_id: usize, why: &str) {
+    pub(crate) fn leg_failed(&mut self, leg_id: usize, why: &str) {
         let mut leg = self.legs.remove(leg_id);
-        leg.session.flush();
+        leg.session.flush(&mut self.blocks);
         self.timers.disarm(Key::Leg(leg_id));
         if let Some((slot, _)) = leg.endpoint
             && self.legs_to.get(&slot) == Some(&leg_id)

@@ -19,6 +19,7 @@ mod downstream;
 mod error;
 mod exchange;
 mod head;
+mod leg;
 mod listener;
 mod os;
 mod record;

@@ -5,7 +5,7 @@
 //! every dirty session once at the end of a turn. Only large payload is sent as it comes, while it is
 //! in the cache (`buffer::SEND_AT_ONCE`).
 
-use std::io;
+use std::io::{self, Write as _};
 
 use crate::buffer::{Blocks, Input, Output};
 use crate::stream::{Io, Peer, Stream};
@@ -180,7 +180,9 @@ impl Session {
     /// Seals what waits in `output` and sends the records.
     fn flush_records(&mut self, blocks: &mut Blocks) -> Flushed {
         loop {
-            let Some(tls) = &mut self.tls else { return Flushed::All };
+            let Some(tls) = &mut self.tls else {
+                return Flushed::All;
+            };
             let sealed = tls.seal(self.output.as_slice());
             self.output.consume(sealed);
             while tls.wants_write() {

@@ -17,4 +17,4 @@ mod session;
 
 pub(crate) use identity::Identity;
 pub use keys::{certificate_request, generate_key};
-pub(crate) use session::{Tls, TlsFailure};
+pub(crate) use session::Tls;

@@ -30,6 +30,8 @@ pub(crate) struct Tls {
     expected: Option<String>,
     /// Who the peer is, once it has been checked.
     peer: Option<String>,
+    /// Why it ended, when it did.
+    failure: Option<TlsFailure>,
 }
 
 impl Tls {
@@ -59,6 +61,7 @@ impl Tls {
             identity: Rc::clone(identity),
             expected,
             peer: None,
+            failure: None,
         }
     }
 
@@ -67,12 +70,19 @@ impl Tls {
         self.peer.as_deref()
     }
 
+    /// Why the connection ended, when TLS ended it.
+    pub(crate) fn failure(&self) -> Option<TlsFailure> {
+        self.failure
+    }
+
     /// Takes received bytes; plain ones are appended to `input`.
-    pub(crate) fn receive(
-        &mut self,
-        mut bytes: &[u8],
-        input: &mut Input,
-    ) -> Result<(), TlsFailure> {
+    pub(crate) fn receive(&mut self, bytes: &[u8], input: &mut Input) -> Result<(), TlsFailure> {
+        let received = self.open(bytes, input);
+        self.failure = received.err();
+        received
+    }
+
+    fn open(&mut self, mut bytes: &[u8], input: &mut Input) -> Result<(), TlsFailure> {
         while !bytes.is_empty() {
             self.connection
                 .read_tls(&mut bytes)
