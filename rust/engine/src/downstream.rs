@@ -44,7 +44,7 @@ pub(crate) struct Downstream {
     /// The rest of a request body that nobody wants any more, because the answer came first.
     leftover: Option<Box<Leftover>>,
     /// Of a stream of a leg: which port is called, and by whom.
-    pub(crate) inbound: Option<Inbound>,
+    pub(crate) inbound: Option<Box<Inbound>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.

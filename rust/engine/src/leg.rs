@@ -375,7 +375,7 @@ impl Worker {
         session.local = leg.session.local;
         let now_ms = self.clock.now_ms();
         let mut downstream = Downstream::new(session, leg.listener, leg.peer, now_ms);
-        downstream.inbound = Some(Inbound { port, caller });
+        downstream.inbound = Some(Box::new(Inbound { port, caller }));
         let downstream_id = self.downstreams.insert(downstream);
         self.legs[leg_id]
             .streams
@@ -453,8 +453,8 @@ impl Worker {
         let Some((leg_id, stream)) = session.stream.leg() else {
             return;
         };
-        let used = session.uncredited - session.input.len();
-        session.uncredited -= used;
+        let used = session.uncredited as usize - session.input.len();
+        session.uncredited -= used as u32;
         if used > 0
             && let Some(leg) = self.legs.get_mut(leg_id)
             && let Some(connection) = &mut leg.connection
@@ -465,7 +465,7 @@ impl Worker {
     }
 
     /// A session that was a stream of a leg is gone.
-    pub(crate) fn leave_leg(&mut self, stream: &Stream, unused: usize) {
+    pub(crate) fn leave_leg(&mut self, stream: &Stream, unused: u32) {
         let Some((leg_id, stream)) = stream.leg() else {
             return;
         };
@@ -475,7 +475,7 @@ impl Worker {
         leg.streams.remove(&stream);
         if let Some(connection) = &mut leg.connection {
             let output = leg.session.output.tail();
-            connection.consumed(stream, unused, output);
+            connection.consumed(stream, unused as usize, output);
             connection.reset(stream, ErrorCode::Cancel, output);
         }
         self.dirty(Key::Leg(leg_id));
@@ -595,6 +595,6 @@ fn deliver(
     };
     if let Some(session) = session {
         session.input.append(bytes);
-        session.uncredited += bytes.len();
+        session.uncredited += bytes.len() as u32;
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct Session {
     /// Send FIN as soon as `output` is empty.
     pub(crate) finish_writing: bool,
     /// Bytes that a leg has put into `input` and not got credit back for.
-    pub(crate) uncredited: usize,
+    pub(crate) uncredited: u32,
     /// In the list of sessions to flush.
     pub(crate) dirty: bool,
     /// In the queue of sessions to drive.

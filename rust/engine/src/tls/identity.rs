@@ -269,7 +269,7 @@ fn decode(what: &str, text: &str) -> Result<Vec<u8>, String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use rcgen::{
@@ -278,14 +278,14 @@ pub(super) mod tests {
     };
 
     /// A certificate authority of the tests.
-    pub(in crate::tls) struct Authority {
+    pub(crate) struct Authority {
         key: KeyPair,
         params: CertificateParams,
         root: Certificate,
     }
 
     impl Authority {
-        pub(in crate::tls) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -295,7 +295,7 @@ pub(super) mod tests {
         }
 
         /// What an agent would hand over, with these names; `change` spoils the certificate.
-        pub(in crate::tls) fn hand_over(
+        pub(crate) fn hand_over(
             &self,
             names: &[&str],
             change: impl FnOnce(&mut CertificateParams),
@@ -324,12 +324,12 @@ pub(super) mod tests {
             )
         }
 
-        pub(in crate::tls) fn identity(&self, name: &str) -> std::rc::Rc<Identity> {
+        pub(crate) fn identity(&self, name: &str) -> std::rc::Rc<Identity> {
             std::rc::Rc::new(Identity::read(self.hand_over(&[name], |_| {}).as_bytes()).unwrap())
         }
     }
 
-    pub(in crate::tls) const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
+    pub(crate) const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
 
     #[test]
     fn reads_what_the_agent_hands_over() {

@@ -16,5 +16,7 @@ mod keys;
 mod session;
 
 pub(crate) use identity::Identity;
+#[cfg(test)]
+pub(crate) use identity::tests::Authority;
 pub use keys::{certificate_request, generate_key};
 pub(crate) use session::Tls;
