@@ -7,6 +7,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest;
 use meshfast_mesh::Destination as arrival;
 use meshfast_mesh::{
     Arrival, Dial, Direction, Form, ListenerFacts, NoRoute, Refusal, RequestFacts,
@@ -19,6 +21,7 @@ use crate::exchange::{
     Carries, Destination, Exchange, Half, Outcome, STREAM_IDLE_MS, Stage, TUNNEL_IDLE_MS,
     TUNNEL_REPORT_MS,
 };
+use crate::leg::Inbound;
 use crate::request::Request;
 use crate::shared::TcpTotals;
 use crate::timers::Key;
@@ -27,6 +30,9 @@ use crate::worker::Worker;
 
 /// For destinations outside every cluster: Istio's `connectTimeout`.
 const PASSTHROUGH_CONNECT_TIMEOUT_MS: u64 = 10_000;
+
+/// RFC 7617 2.
+const BASIC: &[u8] = b"Basic ";
 
 /// Hops in `x-forwarded-for` beyond which a request counts as looping.
 const FORWARDED_MAX: usize = 32;
@@ -50,6 +56,8 @@ impl Worker {
             |(generation, index)| (Rc::clone(generation), index),
         );
         let now_us = self.clock.now_us();
+        let inbound = self.downstreams[downstream_id].inbound.as_ref();
+        let caller = inbound.map(|inbound| Rc::clone(&inbound.caller));
         let exchange = Exchange {
             generation,
             listener: index,
@@ -62,6 +70,7 @@ impl Worker {
             addresses: Vec::new(),
             route: None,
             endpoint: None,
+            caller,
             active_slot: None,
             tried: Vec::new(),
             tries: 0,
@@ -128,6 +137,9 @@ impl Worker {
         let exchange_id = self.open_exchange(downstream_id, Carries::Tcp, None, now_us);
         let exchange = &mut self.exchanges[exchange_id];
         exchange.is_delimited = false;
+        if let Some(inbound) = self.downstreams[downstream_id].inbound.clone() {
+            return self.go_inbound(exchange_id, &inbound);
+        }
         let generation = Rc::clone(&exchange.generation);
         match generation
             .snapshot
@@ -145,6 +157,9 @@ impl Worker {
     /// Where the caller wanted to go, and by which route it gets there.
     fn route(&mut self, exchange_id: usize) {
         let exchange = &mut self.exchanges[exchange_id];
+        if let Some(inbound) = self.downstreams[exchange.downstream].inbound.clone() {
+            return self.go_inbound(exchange_id, &inbound);
+        }
         let generation = Rc::clone(&exchange.generation);
         let request = exchange
             .request
@@ -153,6 +168,10 @@ impl Worker {
         let Some(facts) = listener_facts(exchange, &self.downstreams[exchange.downstream]) else {
             return self.fail(exchange_id, Failure::NoRoute);
         };
+        if !shows_credential(exchange, request) {
+            self.rejected("proxy_credential_missing_or_wrong");
+            return self.answer(exchange_id, 407, "UAEX", "proxy_authentication_required");
+        }
         let arrival = match Arrival::of_request(&facts, &request_facts(request)) {
             Ok(arrival) => arrival,
             Err(Refusal::ConnectOff) => {
@@ -188,6 +207,19 @@ impl Worker {
                 self.pass_through(exchange_id, &host, port);
             }
             _ => self.fail(exchange_id, Failure::NoRoute),
+        }
+    }
+
+    /// A call from the mesh names the port of the workload it is for.
+    fn go_inbound(&mut self, exchange_id: usize, inbound: &Inbound) {
+        let exchange = &mut self.exchanges[exchange_id];
+        let name = format!("inbound|{}||", inbound.port);
+        match exchange.generation.snapshot.cluster(&name) {
+            Some(cluster) => {
+                exchange.destination = Some(Destination::Cluster(cluster));
+                self.start(exchange_id, 0);
+            }
+            None => self.fail(exchange_id, Failure::NoRoute),
         }
     }
 
@@ -335,6 +367,23 @@ impl Worker {
         self.remove_exchange(exchange_id);
         self.close_downstream(downstream_id);
     }
+}
+
+/// Whether the caller of a forward proxy shows the credential that its listener asks for, so that no
+/// other user of the host borrows the workload's identity. Compared by hash, in constant time.
+fn shows_credential(exchange: &Exchange, request: &Request) -> bool {
+    let Some(expected) = exchange.listener().and_then(|it| it.credential_sha256) else {
+        return true;
+    };
+    let Some(given) = request.header(Name::ProxyAuthorization) else {
+        return false;
+    };
+    let Some((scheme, credential)) = given.split_at_checked(BASIC.len()) else {
+        return false;
+    };
+    let digest = digest::digest(&digest::SHA256, credential);
+    scheme.eq_ignore_ascii_case(BASIC)
+        && verify_slices_are_equal(digest.as_ref(), &expected).is_ok()
 }
 
 fn passthrough_dial(ip: IpAddr, port: u16) -> Dial {

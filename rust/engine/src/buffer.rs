@@ -121,6 +121,14 @@ impl Input {
         debug_assert!(self.end <= self.bytes.len(), "no more comes than fits");
     }
 
+    /// Adds bytes that did not come from a socket: opened records, a stream of a leg.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        self.bytes.truncate(self.end);
+        self.bytes.drain(..self.start);
+        self.bytes.extend_from_slice(bytes);
+        (self.start, self.end) = (0, self.bytes.len());
+    }
+
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "no more is taken than there is");

@@ -25,6 +25,11 @@ pub(crate) enum Order {
         #[serde(default)]
         closing: bool,
     },
+    /// Who we are from now on; its descriptor follows.
+    Identity {
+        /// Repeated in the answer.
+        serial: u64,
+    },
     /// A listening socket that came with the configuration; its descriptor follows.
     Listener {
         /// The listener's name in snapshots.
@@ -45,6 +50,11 @@ pub(crate) enum Report {
     Applied {
         /// Its generation.
         generation: u64,
+    },
+    /// New connections are made with the identity of this serial.
+    IdentityApplied {
+        /// The order's.
+        serial: u64,
     },
     /// Everything is finished; the process ends.
     Drained,

@@ -10,6 +10,7 @@ use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
 use crate::error::Failure;
 use crate::exchange::{Carries, Exchange, Moved, STREAM_IDLE_MS, Stage};
 use crate::head::LocalReply;
+use crate::leg::Inbound;
 use crate::request::Request;
 use crate::session::{Flushed, Session};
 use crate::stream::Peer;
@@ -42,6 +43,8 @@ pub(crate) struct Downstream {
     pub(crate) is_closing: bool,
     /// The rest of a request body that nobody wants any more, because the answer came first.
     leftover: Option<Box<Leftover>>,
+    /// Of a stream of a leg: which port is called, and by whom.
+    pub(crate) inbound: Option<Box<Inbound>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.
@@ -69,6 +72,7 @@ impl Downstream {
             keep_alive: false,
             is_closing: false,
             leftover: None,
+            inbound: None,
             partial: None,
             head_started_us: 0,
             idle_since_ms: now_ms,
@@ -130,7 +134,9 @@ impl Worker {
         let Some(exchange_id) = downstream.exchange else {
             return;
         };
-        if !downstream.session.io.read_closed {
+        // A stream of a leg ends with its request; that says nothing of the caller.
+        let is_stream = downstream.session.stream.leg().is_some();
+        if is_stream || !downstream.session.io.read_closed {
             return;
         }
         let exchange = &mut self.exchanges[exchange_id];
@@ -335,7 +341,7 @@ impl Worker {
             Moved::Nothing => return false,
             Moved::Some => {}
             Moved::Ended => {
-                if exchange.stage == Stage::Tunnel {
+                if exchange.stage == Stage::Tunnel || upstream.session.stream.leg().is_some() {
                     upstream.session.finish_writing = true;
                 }
                 self.dirty(Key::Upstream(upstream_id));
@@ -473,8 +479,11 @@ impl Worker {
         };
         downstream.session.dirty = false;
         let was_high = downstream.session.output.is_high();
-        let flushed = downstream.session.flush(&mut self.blocks);
         let exchange = downstream.exchange;
+        let flushed = match downstream.session.stream.leg() {
+            Some((leg, stream)) => self.flush_to_leg(Key::Downstream(downstream_id), leg, stream),
+            None => downstream.session.flush(&mut self.blocks),
+        };
         match flushed {
             Flushed::Broken => self.downstream_gone(downstream_id),
             Flushed::Blocked | Flushed::All => {
@@ -497,7 +506,9 @@ impl Worker {
 
     pub(crate) fn drop_downstream(&mut self, downstream_id: usize) {
         self.timers.disarm(Key::Downstream(downstream_id));
-        if let Some(request) = self.downstreams.remove(downstream_id).partial {
+        let downstream = self.downstreams.remove(downstream_id);
+        self.leave_leg(&downstream.session.stream, downstream.session.uncredited);
+        if let Some(request) = downstream.partial {
             self.recycle(request);
         }
         self.share.line.connection_closed();

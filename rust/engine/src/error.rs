@@ -40,6 +40,8 @@ pub(crate) enum Failure {
     RouteTimeout,
     /// Nothing moved on the exchange for the idle time.
     StreamIdle,
+    /// The peer's proxy refused the stream: nothing of it reached the application.
+    StreamRefused,
     /// The upstream's answer is not HTTP as we accept it.
     UpstreamProtocol,
     /// A connection that had served before was closed before any byte of a response.
@@ -83,6 +85,12 @@ impl Failure {
             Self::RequestHeadTimeout => (408, "DT", "request_header_timeout", Never),
             Self::RouteTimeout => (504, "UT", "response_timeout", Never),
             Self::StreamIdle => (504, "SI", "stream_idle_timeout", Never),
+            Self::StreamRefused => (
+                503,
+                "UR",
+                "upstream_reset_before_response_started{remote_refused_stream_reset}",
+                Unsent,
+            ),
             Self::UpstreamProtocol => (502, "UPE", "upstream_protocol_error", Never),
             Self::UpstreamReset => (
                 503,

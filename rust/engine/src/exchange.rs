@@ -212,6 +212,8 @@ pub(crate) struct Exchange {
     pub(crate) route: Option<RoutePlace>,
     /// The endpoint of the current or last try: its index in the cluster.
     pub(crate) endpoint: Option<usize>,
+    /// Who calls, by the certificate of its proxy; of inbound exchanges of the mesh.
+    pub(crate) caller: Option<Rc<str>>,
     pub(crate) active_slot: Option<u32>,
     /// Slots of endpoints that failed this exchange.
     pub(crate) tried: Vec<u32>,

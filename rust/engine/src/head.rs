@@ -19,6 +19,7 @@ pub(crate) fn write_request(
     exchange: &Exchange,
     direction: Direction,
     peer: Peer,
+    called: &str,
     out: &mut Vec<u8>,
 ) {
     let request = exchange
@@ -67,6 +68,14 @@ pub(crate) fn write_request(
     }
     if is_edge {
         write_forwarded(head, bytes, peer, out);
+    }
+    if let Some(caller) = &exchange.caller {
+        // XFCC as Istio's sidecars write it: who was called, and by whom.
+        out.extend_from_slice(b"x-forwarded-client-cert: By=");
+        out.extend_from_slice(called.as_bytes());
+        out.extend_from_slice(b";URI=");
+        out.extend_from_slice(caller.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -195,6 +204,9 @@ impl LocalReply<'_> {
             // RFC 9110 15.5.6 wants the list; ours is of what may be sent instead.
             out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
         }
+        if self.status == 407 {
+            out.extend_from_slice(b"proxy-authenticate: Basic realm=\"meshfast\"\r\n");
+        }
         out.extend_from_slice(b"content-type: text/plain\r\n");
         h1::write_header(
             out,
@@ -249,6 +261,7 @@ fn reason(status: u16) -> &'static [u8] {
         400 => b"Bad Request",
         404 => b"Not Found",
         405 => b"Method Not Allowed",
+        407 => b"Proxy Authentication Required",
         408 => b"Request Timeout",
         414 => b"URI Too Long",
         417 => b"Expectation Failed",

@@ -174,6 +174,11 @@ impl Listener {
         Ok(())
     }
 
+    fn demands_tls(&self) -> bool {
+        self.place()
+            .is_some_and(|(generation, index)| generation.snapshot.listeners[index].tls.is_some())
+    }
+
     fn protocol(&self) -> Option<Protocol> {
         let (generation, index) = self.place()?;
         Some(generation.snapshot.listeners[index].protocol)
@@ -283,20 +288,16 @@ impl Worker {
             })
             .filter_map(|outbox| Some((self.share.line.load_of(outbox.slot, generation)?, outbox)))
             .min_by_key(|(load, outbox)| (*load, outbox.slot));
-        match least {
-            Some((load, outbox)) if load < mine => {
-                let descriptor = stream.into_descriptor();
-                let name = self.listeners[index].name.as_bytes();
-                if outbox.channel.send(name, &[descriptor.as_raw_fd()]).is_ok() {
-                    self.share.line.handed_over_to(outbox.slot);
-                    return;
-                }
-                if let Ok(stream) = Stream::from_descriptor(descriptor) {
-                    self.adopt(index, stream, peer);
-                }
+        if let Some((load, outbox)) = least
+            && load < mine
+            && let Some(socket) = stream.descriptor()
+        {
+            let name = self.listeners[index].name.as_bytes();
+            if outbox.channel.send(name, &[socket.as_raw_fd()]).is_ok() {
+                return self.share.line.handed_over_to(outbox.slot);
             }
-            _ => self.adopt(index, stream, peer),
         }
+        self.adopt(index, stream, peer);
     }
 
     /// Connections that other workers handed over.
@@ -323,6 +324,9 @@ impl Worker {
             return self.rejected("listener_removed");
         };
         stream.tune();
+        if self.listeners[index].demands_tls() {
+            return self.accept_leg(index, stream);
+        }
         let entry = self.downstreams.vacant_entry();
         let downstream_id = entry.key();
         let token = Key::Downstream(downstream_id).token();

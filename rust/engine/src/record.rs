@@ -5,6 +5,7 @@
 //! until the snapshot changes.
 
 use std::io::Write as _;
+use std::rc::Rc;
 
 use meshfast_mesh::{Address, Cluster, Direction, Endpoint, Workload};
 use meshfast_wire::h1::{Name, Version};
@@ -26,7 +27,7 @@ pub(crate) struct Recorder {
 }
 
 /// Everything the labels of a series depend on, within one generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct SeriesKey {
     generation: u64,
     listener: usize,
@@ -36,6 +37,7 @@ struct SeriesKey {
     flag: &'static str,
     carries: u8,
     is_old: bool,
+    caller: Option<Rc<str>>,
 }
 
 impl Recorder {
@@ -131,6 +133,7 @@ impl Worker {
             flag: exchange.outcome.flag,
             carries: exchange.carries as u8,
             is_old: exchange.is_old(),
+            caller: exchange.caller.clone(),
         };
         if let Some(series) = self.recorder.series.get(&key) {
             return *series;
@@ -241,6 +244,22 @@ impl Exchange {
     }
 }
 
+/// What a SPIFFE ID tells of a workload: `spiffe://domain/ns/namespace/sa/account`.
+fn workload_of(principal: &str) -> Workload {
+    let mut parts = principal.splitn(7, '/').skip(3);
+    let (namespace, account) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("ns"), Some(namespace), Some("sa"), Some(account)) => (namespace, account),
+        _ => ("", ""),
+    };
+    Workload {
+        name: account.to_owned(),
+        namespace: namespace.to_owned(),
+        app: account.to_owned(),
+        principal: principal.to_owned(),
+        ..Workload::default()
+    }
+}
+
 /// The label values of an exchange, in the order of [`Kind::labels`].
 fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
     let snapshot = &exchange.generation.snapshot;
@@ -251,8 +270,12 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
         .zip(exchange.endpoint)
         .and_then(|(cluster, index)| cluster.endpoints.get(index));
     let unknown = Workload::default();
+    let caller = exchange
+        .caller
+        .as_deref()
+        .map_or_else(Workload::default, workload_of);
     let (source, destination) = if is_inbound {
-        (&unknown, &snapshot.workload)
+        (&caller, &snapshot.workload)
     } else {
         (
             &snapshot.workload,
@@ -303,13 +326,11 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
                 flag => flag,
             },
             "grpc_response_status" => return String::new(),
-            "connection_security_policy" => {
-                if is_inbound {
-                    "none"
-                } else {
-                    "unknown"
-                }
-            }
+            "connection_security_policy" => match (is_inbound, &exchange.caller) {
+                (true, Some(_)) => "mutual_tls",
+                (true, None) => "none",
+                (false, _) => "unknown",
+            },
             _ => "",
         };
         if text.is_empty() {

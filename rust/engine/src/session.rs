@@ -5,14 +5,16 @@
 //! every dirty session once at the end of a turn. Only large payload is sent as it comes, while it is
 //! in the cache (`buffer::SEND_AT_ONCE`).
 
-use std::io;
+use std::io::{self, Write as _};
 
 use crate::buffer::{Blocks, Input, Output};
 use crate::stream::{Io, Peer, Stream};
+use crate::tls::Tls;
 
 /// See the module's text.
 pub(crate) struct Session {
     pub(crate) stream: Stream,
+    pub(crate) tls: Option<Box<Tls>>,
     pub(crate) io: Io,
     /// Our own address, asked for once: three `getsockname` a request were 0.7 us. An upstream's is
     /// known as soon as its connect has begun (ip(7)).
@@ -21,6 +23,8 @@ pub(crate) struct Session {
     pub(crate) output: Output,
     /// Send FIN as soon as `output` is empty.
     pub(crate) finish_writing: bool,
+    /// Bytes that a leg has put into `input` and not got credit back for.
+    pub(crate) uncredited: u32,
     /// In the list of sessions to flush.
     pub(crate) dirty: bool,
     /// In the queue of sessions to drive.
@@ -43,6 +47,8 @@ impl Session {
         Self {
             local: stream.local(),
             stream,
+            tls: None,
+            uncredited: 0,
             io: Io {
                 writable: true,
                 ..Io::default()
@@ -64,6 +70,9 @@ impl Session {
             || self.input.len() >= input_max
         {
             return false;
+        }
+        if self.tls.is_some() {
+            return self.read_records(blocks);
         }
         let room = self.input.room(blocks);
         let asked = room.len();
@@ -95,8 +104,49 @@ impl Session {
         }
     }
 
+    /// Reads once and opens the records; plain bytes come into `input`.
+    fn read_records(&mut self, blocks: &mut Blocks) -> bool {
+        let mut records = Input::default();
+        let room = records.room(blocks);
+        let asked = room.len();
+        let came = match self.stream.read(room) {
+            Ok(count) => {
+                self.io.readable = count == asked || (count > 0 && self.io.hangup);
+                self.io.read_closed = count == 0;
+                records.received(count);
+                self.open_records(records.as_slice());
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.io.readable = false;
+                false
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
+            Err(_) => {
+                self.io.readable = false;
+                self.io.broken = true;
+                true
+            }
+        };
+        records.clear();
+        records.settle(blocks);
+        came
+    }
+
+    fn open_records(&mut self, records: &[u8]) {
+        let Some(tls) = &mut self.tls else { return };
+        if tls.receive(records, &mut self.input).is_err() {
+            // The alert that tells the peer why still has to leave; a peer that is gone needs none.
+            let _ = tls.write_to(&mut self.stream);
+            self.io.broken = true;
+        }
+    }
+
     /// Sends what waits in `output`.
     pub(crate) fn flush(&mut self, blocks: &mut Blocks) -> Flushed {
+        if self.tls.is_some() {
+            return self.flush_records(blocks);
+        }
         while !self.output.is_empty() {
             if self.io.broken || self.io.write_closed {
                 return Flushed::Broken;
@@ -125,5 +175,49 @@ impl Session {
             self.stream.shutdown_write();
         }
         Flushed::All
+    }
+
+    /// Seals what waits in `output` and sends the records.
+    fn flush_records(&mut self, blocks: &mut Blocks) -> Flushed {
+        loop {
+            let Some(tls) = &mut self.tls else {
+                return Flushed::All;
+            };
+            let sealed = tls.seal(self.output.as_slice());
+            self.output.consume(sealed);
+            while tls.wants_write() {
+                if self.io.broken || self.io.write_closed {
+                    return Flushed::Broken;
+                }
+                if !self.io.writable {
+                    return Flushed::Blocked;
+                }
+                match tls.write_to(&mut self.stream) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.io.writable = false;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => self.io.write_closed = true,
+                }
+            }
+            if !self.output.is_empty() {
+                if sealed == 0 {
+                    return Flushed::Blocked;
+                }
+                continue;
+            }
+            self.output.settle(blocks);
+            if self.finish_writing && !self.io.write_closed {
+                // The peer learns that this is the end and not a cut (RFC 8446 6.1).
+                tls.close_notify();
+                if tls.wants_write() {
+                    continue;
+                }
+                self.io.write_closed = true;
+                self.stream.shutdown_write();
+            }
+            return Flushed::All;
+        }
     }
 }

@@ -19,6 +19,12 @@ pub(crate) struct Settings {
     pub(crate) snapshot_fd: RawFd,
     /// Its generation.
     pub(crate) generation: u64,
+    /// Who we are, in a sealed file; none outside a mesh and before the first certificate.
+    #[serde(default)]
+    pub(crate) identity_fd: Option<RawFd>,
+    /// Its serial, for the supervisor's account.
+    #[serde(default, rename = "identity_serial")]
+    pub(crate) _identity_serial: Option<u64>,
     /// The channel to the supervisor.
     pub(crate) control_fd: RawFd,
     /// Listening sockets, by the name the snapshot uses.

@@ -19,6 +19,12 @@ const USER_TIMEOUT_MS: u32 = 30_000;
 
 /// See the module's text.
 pub(crate) enum Stream {
+    /// A stream of a leg between two meshfast proxies: the leg puts bytes into the session's input
+    /// and takes them from its output; there is no socket to ask.
+    Leg {
+        leg: usize,
+        stream: u32,
+    },
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -76,6 +82,20 @@ impl std::fmt::Display for Peer {
     }
 }
 
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Leg { .. } => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Stream {
     /// The dialer: starts a connect; readiness to write tells its end.
     pub(crate) fn dial(dial: &Dial) -> io::Result<Self> {
@@ -115,6 +135,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => registry.register(stream, token, interest),
             Self::Unix(stream) => registry.register(stream, token, interest),
+            Self::Leg { .. } => Ok(()),
         }
     }
 
@@ -123,6 +144,7 @@ impl Stream {
         let pending = match self {
             Self::Tcp(stream) => stream.take_error(),
             Self::Unix(stream) => stream.take_error(),
+            Self::Leg { .. } => Ok(None),
         };
         match pending {
             Ok(None) => Ok(()),
@@ -133,28 +155,31 @@ impl Stream {
     pub(crate) fn peer(&self) -> Peer {
         match self {
             Self::Tcp(stream) => stream.peer_addr().map_or(Peer::Local, Peer::Ip),
-            Self::Unix(_) => Peer::Local,
+            Self::Unix(_) | Self::Leg { .. } => Peer::Local,
         }
     }
 
     pub(crate) fn local(&self) -> Peer {
         match self {
             Self::Tcp(stream) => stream.local_addr().map_or(Peer::Local, Peer::Ip),
-            Self::Unix(_) => Peer::Local,
+            Self::Unix(_) | Self::Leg { .. } => Peer::Local,
         }
     }
 
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+    /// The socket; none for a stream of a leg.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+            Self::Leg { .. } => None,
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Unix(stream) => Some(stream.as_fd()),
         }
     }
 
-    pub(crate) fn into_descriptor(self) -> OwnedFd {
+    /// The leg and the stream of it, for a session that is one.
+    pub(crate) fn leg(&self) -> Option<(usize, u32)> {
         match self {
-            Self::Tcp(stream) => stream.into(),
-            Self::Unix(stream) => stream.into(),
+            Self::Leg { leg, stream } => Some((*leg, *stream)),
+            Self::Tcp(_) | Self::Unix(_) => None,
         }
     }
 
@@ -162,22 +187,20 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
+            Self::Leg { .. } => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
     pub(crate) fn shutdown_write(&self) {
-        os::shutdown_write(self.descriptor());
+        if let Some(socket) = self.descriptor() {
+            os::shutdown_write(socket);
+        }
     }
 
     /// The coming close shall be a reset.
     pub(crate) fn abort_on_close(&self) {
-        os::abort_on_close(self.descriptor());
+        if let Some(socket) = self.descriptor() {
+            os::abort_on_close(socket);
+        }
     }
 }

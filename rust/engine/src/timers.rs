@@ -1,6 +1,6 @@
 //! Deadlines in a coarse wheel: 16 ms a tick, looked at once per loop turn.
 //!
-//! Every place of the three slabs has one deadline, which outlives the object in the place. Moving a
+//! Every place of the slabs has one deadline, which outlives the object in the place. Moving a
 //! deadline later, which every request does, costs one store: the entry in the wheel stays where it
 //! is and is put back when it comes up early. So there is never more than one entry that counts per
 //! place, however many objects come and go in it.
@@ -15,6 +15,7 @@ const TICK_MS: u64 = 16;
 pub(crate) enum Key {
     Downstream(usize),
     Exchange(usize),
+    Leg(usize),
     Upstream(usize),
 }
 
@@ -22,7 +23,7 @@ pub(crate) enum Key {
 #[derive(Default)]
 pub(crate) struct Timers {
     ticks: BTreeMap<u64, Vec<Key>>,
-    places: [Vec<Place>; 3],
+    places: [Vec<Place>; 4],
 }
 
 /// `deadline_ms` 0 is "none"; `scheduled_tick` is where the entry that counts lies, 0 for none.
@@ -97,7 +98,8 @@ impl Timers {
         let (kind, index) = match key {
             Key::Downstream(index) => (0, index),
             Key::Exchange(index) => (1, index),
-            Key::Upstream(index) => (2, index),
+            Key::Leg(index) => (2, index),
+            Key::Upstream(index) => (3, index),
         };
         let places = &mut self.places[kind];
         if places.len() <= index {

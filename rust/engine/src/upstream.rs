@@ -42,7 +42,9 @@ pub(crate) struct Upstream {
     /// The endpoint's slot; none for a passthrough destination.
     slot: Option<u32>,
     pub(crate) exchange: Option<usize>,
-    is_connected: bool,
+    pub(crate) is_connected: bool,
+    /// Its stream was refused before anything reached the application.
+    pub(crate) was_refused: bool,
     head: ResponseHead,
     /// Responses it has finished.
     served: u32,
@@ -132,7 +134,7 @@ impl Worker {
     /// Chooses an endpoint for the exchange and sends the request there, over an idle connection or
     /// a new one.
     pub(crate) fn dial(&mut self, exchange_id: usize) {
-        let Some((dial, slot)) = self.choose(exchange_id) else {
+        let Some((dial, slot, principal)) = self.choose(exchange_id) else {
             return self.fail(exchange_id, Failure::NoHealthyUpstream);
         };
         if self
@@ -142,10 +144,15 @@ impl Worker {
         {
             return self.fail(exchange_id, Failure::RequestLoop);
         }
-        self.exchanges[exchange_id].tries += 1;
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.tries += 1;
+        exchange.stage = Stage::Connecting;
         if let Some(slot) = slot {
             self.share.endpoints.request_started(slot);
             self.exchanges[exchange_id].active_slot = Some(slot);
+        }
+        if let (Some(slot), Some(principal)) = (slot, &principal) {
+            return self.dial_leg(exchange_id, &dial, slot, principal);
         }
         match self.take_idle(exchange_id, slot, &dial.address) {
             Some(upstream_id) => {
@@ -156,10 +163,11 @@ impl Worker {
         }
     }
 
-    fn choose(&mut self, exchange_id: usize) -> Option<(Dial, Option<u32>)> {
+    /// Where to, the endpoint's slot, and who must answer there when it is called by mutual TLS.
+    fn choose(&mut self, exchange_id: usize) -> Option<(Dial, Option<u32>, Option<String>)> {
         let exchange = &mut self.exchanges[exchange_id];
         match exchange.destination.as_ref()? {
-            Destination::Passthrough(dial) => Some((dial.clone(), None)),
+            Destination::Passthrough(dial) => Some((dial.clone(), None, None)),
             Destination::Cluster(index) => {
                 let cluster = &exchange.generation.snapshot.clusters[*index];
                 let cursor = &exchange.generation.turns[*index];
@@ -185,7 +193,12 @@ impl Worker {
                     });
                 cursor.set(turn);
                 let endpoint = &cluster.endpoints[chosen?];
-                let answer = (Dial::endpoint(cluster, endpoint), Some(endpoint.slot));
+                let principal = cluster.tls.map(|_| endpoint.workload.principal.clone());
+                let answer = (
+                    Dial::endpoint(cluster, endpoint),
+                    Some(endpoint.slot),
+                    principal,
+                );
                 exchange.endpoint = chosen;
                 Some(answer)
             }
@@ -225,7 +238,6 @@ impl Worker {
     }
 
     fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
-        self.exchanges[exchange_id].stage = Stage::Connecting;
         let mut opened = self.open_upstream(dial, slot);
         if opened.as_ref().is_err_and(is_out_of_descriptors) && self.evict_idle() {
             opened = self.open_upstream(dial, slot);
@@ -281,23 +293,11 @@ impl Worker {
         stream.register(self.poll.registry(), Key::Upstream(upstream_id).token())?;
         let mut session = Session::new(stream);
         session.io.writable = false;
-        entry.insert(Upstream {
-            session,
-            address: dial.address.clone(),
-            slot,
-            exchange: None,
-            is_connected: false,
-            head: ResponseHead::new(),
-            served: 0,
-            is_answering: false,
-            is_closing: false,
-            idle_since_ms: 0,
-            idle_timeout_ms: IDLE_TIMEOUT_MS,
-        });
+        entry.insert(Upstream::new(session, &dial.address, slot));
         Ok(upstream_id)
     }
 
-    fn attach(&mut self, exchange_id: usize, upstream_id: usize) {
+    pub(crate) fn attach(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &mut self.upstreams[upstream_id];
         upstream.exchange = Some(exchange_id);
         upstream.is_answering = false;
@@ -309,7 +309,10 @@ impl Worker {
 
     /// Events have come for an upstream session.
     pub(crate) fn drive_upstream(&mut self, upstream_id: usize) {
-        if !self.upstreams[upstream_id].is_connected && !self.finish_connect(upstream_id) {
+        let upstream = &self.upstreams[upstream_id];
+        // A stream of a leg is connected when the leg says so.
+        let is_stream = upstream.session.stream.leg().is_some();
+        if !upstream.is_connected && (is_stream || !self.finish_connect(upstream_id)) {
             return;
         }
         for _ in 0..READS_PER_TURN {
@@ -379,7 +382,7 @@ impl Worker {
         }
     }
 
-    fn connect_failed(&mut self, exchange_id: usize, failure: Failure, why: &str) {
+    pub(crate) fn connect_failed(&mut self, exchange_id: usize, failure: Failure, why: &str) {
         let exchange = &mut self.exchanges[exchange_id];
         exchange.transport_failure = why.to_owned();
         if let Some(slot) = exchange.active_slot {
@@ -428,7 +431,7 @@ impl Worker {
     }
 
     /// The upstream is connected: the request head goes out, or the tunnel opens.
-    fn send_request(&mut self, exchange_id: usize) {
+    pub(crate) fn send_request(&mut self, exchange_id: usize) {
         let now_us = self.clock.now_us();
         let exchange = &mut self.exchanges[exchange_id];
         let upstream_id = exchange
@@ -443,9 +446,13 @@ impl Worker {
                     .listener()
                     .map_or(Direction::Outbound, |it| it.direction);
                 let peer = self.downstreams[exchange.downstream].peer;
-                head::write_request(exchange, direction, peer, upstream.session.output.tail());
+                let called = self.identity.as_ref().map_or("", |identity| &identity.name);
+                let output = upstream.session.output.tail();
+                head::write_request(exchange, direction, peer, called, output);
                 upstream.head.reset();
                 exchange.stage = Stage::AwaitingHead;
+                let ended = exchange.requesting.ended;
+                upstream.session.finish_writing = ended && upstream.session.stream.leg().is_some();
                 self.dirty(Key::Upstream(upstream_id));
                 self.pump_request(exchange_id);
             }
@@ -589,13 +596,16 @@ impl Worker {
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
         let was_idle_before = upstream.served > 0 && !upstream.is_answering;
-        let failure = if upstream.is_answering {
+        let upstream_refused = upstream.was_refused;
+        let failure = if upstream.was_refused {
+            Failure::StreamRefused
+        } else if upstream.is_answering {
             Failure::UpstreamTerminated
         } else {
             Failure::UpstreamReset
         };
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
-        if was_idle_before {
+        if was_idle_before || upstream_refused {
             self.try_failed(exchange_id, failure);
         } else {
             self.detach(exchange_id, false);
@@ -751,7 +761,14 @@ impl Worker {
             return;
         }
         let was_high = upstream.session.output.is_high();
-        match upstream.session.flush(&mut self.blocks) {
+        let flushed = match upstream.session.stream.leg() {
+            Some((leg, stream)) => self.flush_to_leg(Key::Upstream(upstream_id), leg, stream),
+            None => upstream.session.flush(&mut self.blocks),
+        };
+        let Some(upstream) = self.upstreams.get_mut(upstream_id) else {
+            return;
+        };
+        match flushed {
             Flushed::All if upstream.is_closing => self.drop_upstream(upstream_id),
             Flushed::All | Flushed::Blocked => {
                 if was_high
@@ -801,7 +818,8 @@ impl Worker {
         let (slot, address) = (upstream.slot, upstream.address.clone());
         self.pool.forget(upstream_id, slot, &address);
         self.timers.disarm(Key::Upstream(upstream_id));
-        self.upstreams.remove(upstream_id);
+        let upstream = self.upstreams.remove(upstream_id);
+        self.leave_leg(&upstream.session.stream, upstream.session.uncredited);
     }
 }
 
@@ -809,6 +827,24 @@ impl Worker {
 pub(crate) const READS_PER_TURN: usize = 4;
 
 impl Upstream {
+    /// Of a session whose connect has begun.
+    pub(crate) fn new(session: Session, address: &Address, slot: Option<u32>) -> Self {
+        Self {
+            session,
+            address: address.clone(),
+            slot,
+            exchange: None,
+            is_connected: false,
+            was_refused: false,
+            head: ResponseHead::new(),
+            served: 0,
+            is_answering: false,
+            is_closing: false,
+            idle_since_ms: 0,
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
+        }
+    }
+
     fn is_reusable(&self) -> bool {
         let io = &self.session.io;
         self.head.keep_alive

@@ -22,6 +22,7 @@ use meshfast_mesh::{Random, Snapshot};
 use meshfast_wire::h1::Limits;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::buffer::Blocks;
@@ -30,13 +31,16 @@ use crate::control::{Answer, Channel, Order, Question, Report};
 use crate::downstream::Downstream;
 use crate::error::Failure;
 use crate::exchange::{Exchange, Generation};
+use crate::leg::Leg;
 use crate::listener::Listener;
 use crate::os;
 use crate::record::Recorder;
 use crate::request::Request;
+use crate::session::Session;
 use crate::settings::Settings;
 use crate::shared::{SharedMemory, State, WorkerShare};
 use crate::timers::{Key, Timers};
+use crate::tls::Identity;
 use crate::upstream::{Pool, Refusals, Upstream};
 
 /// Events taken from the kernel at once.
@@ -117,6 +121,11 @@ pub(crate) struct Worker {
     pub(crate) downstreams: Slab<Downstream>,
     pub(crate) exchanges: Slab<Exchange>,
     pub(crate) upstreams: Slab<Upstream>,
+    /// Connections to other meshfast proxies, and the newest one to each endpoint slot.
+    pub(crate) legs: Slab<Leg>,
+    pub(crate) legs_to: FxHashMap<u32, usize>,
+    /// Who we are; none before the agent has said so.
+    pub(crate) identity: Option<Rc<Identity>>,
     pub(crate) pool: Pool,
     pub(crate) refusals: Refusals,
     pub(crate) timers: Timers,
@@ -189,6 +198,10 @@ impl Worker {
                 watch: Watch::default(),
             });
         }
+        let identity = match settings.identity_fd {
+            Some(raw) => Some(load_identity(&os::owned(raw)?)?),
+            None => None,
+        };
         let seed = clock.wall_us() ^ (u64::from(std::process::id()) << 40);
         let mut random = Random::new(seed);
         // A channel to the resolver outlives its worker: answers to questions of an earlier one must
@@ -207,6 +220,9 @@ impl Worker {
             downstreams: Slab::new(),
             exchanges: Slab::new(),
             upstreams: Slab::new(),
+            legs: Slab::new(),
+            legs_to: FxHashMap::default(),
+            identity,
             pool: Pool::default(),
             refusals: Refusals::default(),
             timers: Timers::default(),
@@ -344,6 +360,7 @@ impl Worker {
                 }
                 if let Some(downstream) = self.downstreams.get_mut(id) {
                     downstream.session.input.settle(&mut self.blocks);
+                    self.credit(key);
                 }
             }
             Key::Upstream(id) => {
@@ -353,6 +370,13 @@ impl Worker {
                 }
                 if let Some(upstream) = self.upstreams.get_mut(id) {
                     upstream.session.input.settle(&mut self.blocks);
+                    self.credit(key);
+                }
+            }
+            Key::Leg(id) => {
+                if let Some(leg) = self.legs.get_mut(id) {
+                    leg.session.queued = false;
+                    self.drive_leg(id);
                 }
             }
             Key::Exchange(_) => {}
@@ -363,6 +387,7 @@ impl Worker {
         match key {
             Key::Downstream(id) => self.flush_downstream(id),
             Key::Upstream(id) => self.flush_upstream(id),
+            Key::Leg(id) => self.flush_leg(id),
             Key::Exchange(_) => {}
         }
     }
@@ -383,14 +408,20 @@ impl Worker {
             Key::Downstream(id) => self.downstreams.get(id).and_then(|it| it.exchange),
             Key::Upstream(id) => self.upstreams.get(id).and_then(|it| it.exchange),
             Key::Exchange(id) => Some(id),
+            Key::Leg(_) => None,
         };
+        if let Key::Leg(id) = key
+            && self.legs.contains(id)
+        {
+            return self.leg_failed(id, "panic");
+        }
         let named = exchange_id.and_then(|id| self.exchanges.get(id));
         let (mut downstream_id, mut upstream_id) =
             named.map_or((None, None), |it| (Some(it.downstream), it.upstream));
         match key {
             Key::Downstream(id) => downstream_id = Some(id),
             Key::Upstream(id) => upstream_id = Some(id),
-            Key::Exchange(_) => {}
+            Key::Exchange(_) | Key::Leg(_) => {}
         }
         if let Some(exchange_id) = exchange_id.filter(|id| self.exchanges.contains(*id)) {
             if let Some(slot) = self.exchanges[exchange_id].active_slot {
@@ -411,35 +442,36 @@ impl Worker {
         match key {
             Key::Downstream(id) if self.downstreams.contains(id) => self.downstream_timer(id),
             Key::Exchange(id) if self.exchanges.contains(id) => self.exchange_timer(id),
+            Key::Leg(id) if self.legs.contains(id) => self.leg_timer(id),
             Key::Upstream(id) if self.upstreams.contains(id) => self.upstream_timer(id),
             _ => {}
         }
     }
 
     fn note(&mut self, key: Key, event: &mio::event::Event) {
-        let io = match key {
-            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session.io),
-            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session.io),
-            Key::Exchange(_) => None,
-        };
-        if let Some(io) = io {
-            let was_writable = io.writable;
-            io.note(event);
-            if io.writable && !was_writable {
+        if let Some(session) = self.session_of(key) {
+            let was_writable = session.io.writable;
+            session.io.note(event);
+            if session.io.writable && !was_writable {
                 self.dirty(key);
             }
             self.queue(key);
         }
     }
 
+    /// The session behind a key; an exchange has none of its own.
+    pub(crate) fn session_of(&mut self, key: Key) -> Option<&mut Session> {
+        match key {
+            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session),
+            Key::Exchange(_) => None,
+            Key::Leg(id) => self.legs.get_mut(id).map(|it| &mut it.session),
+            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session),
+        }
+    }
+
     /// Has a session driven in this turn.
     pub(crate) fn queue(&mut self, key: Key) {
-        let session = match key {
-            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session),
-            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session),
-            Key::Exchange(_) => None,
-        };
-        if let Some(session) = session.filter(|session| !session.queued) {
+        if let Some(session) = self.session_of(key).filter(|session| !session.queued) {
             session.queued = true;
             self.to_drive.push_back(key);
         }
@@ -447,12 +479,7 @@ impl Worker {
 
     /// Has a session flushed at the end of this turn.
     pub(crate) fn dirty(&mut self, key: Key) {
-        let session = match key {
-            Key::Downstream(id) => self.downstreams.get_mut(id).map(|it| &mut it.session),
-            Key::Upstream(id) => self.upstreams.get_mut(id).map(|it| &mut it.session),
-            Key::Exchange(_) => None,
-        };
-        if let Some(session) = session.filter(|session| !session.dirty) {
+        if let Some(session) = self.session_of(key).filter(|session| !session.dirty) {
             session.dirty = true;
             self.to_flush.push(key);
         }
@@ -516,6 +543,15 @@ impl Worker {
             ) => {
                 self.drain(deadline_ms, if closing { ACCEPTING_MAX_MS } else { 0 });
             }
+            (Order::Identity { serial }, Some(handed)) => match load_identity(&handed) {
+                Ok(identity) => {
+                    self.identity = Some(identity);
+                    self.leave_older_legs();
+                    self.report(&Report::IdentityApplied { serial });
+                }
+                // The agent made it with the same code; whoever we were stays in force.
+                Err(_) => self.rejected("identity_unreadable"),
+            },
             (Order::Listener { name }, Some(socket)) => self.add_listener(name, socket),
             (Order::Snapshot { generation }, Some(blob)) => match self.load_next(&blob, generation)
             {
@@ -644,6 +680,9 @@ impl Worker {
         let drain = self.drain.get_or_insert(wanted);
         drain.until_ms = drain.until_ms.min(wanted.until_ms);
         drain.accepting_until_ms = drain.accepting_until_ms.min(wanted.accepting_until_ms);
+        if self.share.line.state_is(State::Serving) {
+            self.leave_legs();
+        }
         self.share.line.state(State::Draining);
         self.reregister();
         self.take_handed_over();
@@ -676,6 +715,7 @@ impl Worker {
         for id in idle {
             self.close_downstream(id);
         }
+        self.close_left_legs();
         self.work();
         let is_idle = |it: &Upstream| it.exchange.is_none() && it.session.output.is_empty();
         self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| is_idle(it))
@@ -745,12 +785,12 @@ enum Place {
     Session(Key),
 }
 
-const CONTROL: Token = Token(3);
-const INBOX: Token = Token(7);
-const RESOLVER: Token = Token(11);
+const CONTROL: Token = Token(4);
+const INBOX: Token = Token(12);
+const RESOLVER: Token = Token(20);
 
-/// The lowest two bits say what it is, the rest which one.
-const KIND_BITS: u32 = 2;
+/// The lowest three bits say what it is, the rest which one.
+const KIND_BITS: u32 = 3;
 
 pub(crate) fn listener_token(index: usize) -> Token {
     Token(index << KIND_BITS | 2)
@@ -761,6 +801,7 @@ impl Key {
         match self {
             Self::Downstream(id) => Token(id << KIND_BITS),
             Self::Upstream(id) => Token(id << KIND_BITS | 1),
+            Self::Leg(id) => Token(id << KIND_BITS | 3),
             Self::Exchange(_) => unreachable!("exchanges have no socket"),
         }
     }
@@ -769,15 +810,22 @@ impl Key {
 impl Place {
     fn of(token: Token) -> Self {
         let index = token.0 >> KIND_BITS;
-        match token.0 & 3 {
+        match token.0 & 7 {
             0 => Self::Session(Key::Downstream(index)),
             1 => Self::Session(Key::Upstream(index)),
             2 => Self::Listener(index),
+            3 => Self::Session(Key::Leg(index)),
             _ if token == CONTROL => Self::Control,
             _ if token == INBOX => Self::Inbox,
             _ => Self::Resolver,
         }
     }
+}
+
+fn load_identity(handed: &OwnedFd) -> io::Result<Rc<Identity>> {
+    let read = os::map_private(handed.as_fd(), Identity::read)?;
+    read.map(Rc::new)
+        .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 /// Reads a published blob; `current` lends what is compiled already.

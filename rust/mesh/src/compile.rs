@@ -110,6 +110,7 @@ impl Compiler<'_> {
             let text = "the weights of a cluster's endpoints have a sum of at most 4294967295";
             self.problems.report_member("endpoints", text);
         }
+        let tls = cluster.tls.map(|tls| tls.mode);
         Some(Cluster {
             name: cluster.name,
             service: cluster.service,
@@ -118,6 +119,7 @@ impl Compiler<'_> {
             connect_timeout_ms: cluster.connect_timeout_ms,
             idle_timeout_ms: cluster.idle_timeout_ms,
             endpoints,
+            tls,
             weights: weights?,
         })
     }
@@ -191,8 +193,26 @@ impl Compiler<'_> {
             forward_proxy: listener.forward_proxy,
             virtual_hosts,
             tcp_routes,
+            tls: listener.tls.map(|tls| tls.mode),
+            credential_sha256: listener.credential_sha256.map(|text| self.digest(&text)),
             domains: Domains::new(domains),
         })
+    }
+
+    /// A SHA-256 in hexadecimal; zeroes, which nothing hashes to, where it is none.
+    fn digest(&mut self, text: &str) -> [u8; 32] {
+        let mut digest = [0; 32];
+        let is_hex = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_hex {
+            for (place, byte) in digest.iter_mut().enumerate() {
+                let digits = &text[2 * place..2 * place + 2];
+                *byte = u8::from_str_radix(digits, 16).expect("two hexadecimal digits");
+            }
+        } else {
+            self.problems
+                .report_member("credential_sha256", "64 hexadecimal digits");
+        }
+        digest
     }
 
     /// Adds the domains of a virtual host to those of its listener.

@@ -17,7 +17,7 @@ pub(crate) fn document() -> Value {
     let cluster = |name: &str, slot: u32| {
         json!({
             "name": name, "service": service, "subset": "v1", "balancer": "LEAST_REQUEST",
-            "connect_timeout_ms": 10000, "idle_timeout_ms": 3000,
+            "connect_timeout_ms": 10000, "tls": null, "idle_timeout_ms": 3000,
             "endpoints": [{"slot": slot, "address": format!("127.0.0.1:{}", 9001 + slot),
                            "weight": 1, "workload": workload}],
         })
@@ -41,10 +41,10 @@ pub(crate) fn document() -> Value {
                                         {"cluster": "b", "weight": 10}]},
                       {"name": "default/web/1", "matches": [], "timeout_ms": null,
                        "destinations": [{"cluster": "b", "weight": 1}]}]}],
-             "tcp_routes": []},
+             "tls": null, "credential_sha256": null, "tcp_routes": []},
             {"name": "gateway/0.0.0.0:5432", "direction": "gateway", "protocol": "TCP",
              "forward_proxy": false, "virtual_hosts": [],
-             "tcp_routes": [{"name": "default/db/tcp/0",
+             "tls": null, "credential_sha256": null, "tcp_routes": [{"name": "default/db/tcp/0",
                              "destinations": [{"cluster": "b", "weight": 1}]}]}],
         "clusters": [cluster("a", 0), cluster("b", 1)],
     })

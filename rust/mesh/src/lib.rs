@@ -42,7 +42,7 @@ pub use arrival::{
 pub use authority::{Authority, AuthorityError};
 pub use balance::Loads;
 pub use dial::{Dial, Via};
-pub use document::{Balancer, Direction, Protocol, Service, Workload};
+pub use document::{Balancer, ClientMode, Direction, Protocol, ServerMode, Service, Workload};
 pub use error::{BlobError, Error, Problem};
 pub use matching::{Match, Request};
 pub use random::Random;

@@ -11,7 +11,9 @@ mod tests;
 
 use crate::address::Address;
 use crate::balance::Weights;
-use crate::document::{self, Balancer, Direction, Document, Protocol, Service, Workload};
+use crate::document::{
+    self, Balancer, ClientMode, Direction, Document, Protocol, ServerMode, Service, Workload,
+};
 use crate::domains::Domains;
 use crate::error::Error;
 use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
@@ -50,6 +52,10 @@ pub struct Listener {
     pub virtual_hosts: Vec<VirtualHost>,
     /// Routes for connections; the first takes all.
     pub tcp_routes: Vec<TcpRoute>,
+    /// What it demands of callers; none = plain.
+    pub tls: Option<ServerMode>,
+    /// SHA-256 of the credential that callers of a forward proxy must show.
+    pub credential_sha256: Option<[u8; 32]>,
     /// Indices of `virtual_hosts` by domain.
     pub(crate) domains: Domains,
 }
@@ -82,6 +88,8 @@ pub struct Cluster {
     pub idle_timeout_ms: u64,
     /// The addresses; may be none.
     pub endpoints: Vec<Endpoint>,
+    /// How its endpoints are called; none = plain.
+    pub tls: Option<ClientMode>,
     /// What choosing by weight needs, precomputed from `endpoints`.
     pub(crate) weights: Weights,
 }
@@ -194,6 +202,10 @@ impl Snapshot {
             forward_proxy: listener.forward_proxy,
             virtual_hosts: listener.virtual_hosts.iter().map(virtual_host).collect(),
             tcp_routes: listener.tcp_routes.iter().map(tcp_route).collect(),
+            tls: listener.tls.map(|mode| document::ListenerTls { mode }),
+            credential_sha256: listener
+                .credential_sha256
+                .map(|digest| hexadecimal(&digest)),
         }
     }
 
@@ -216,6 +228,10 @@ impl Snapshot {
             })
             .collect()
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Match {
@@ -248,6 +264,13 @@ impl NamedMatch {
 }
 
 impl Cluster {
+    /// The port of the workload behind the mesh's inbound port: the second part of the name
+    /// (`outbound|8080||payment.default`).
+    #[must_use]
+    pub fn target_port(&self) -> Option<u16> {
+        self.name.split('|').nth(1)?.parse().ok()
+    }
+
     fn to_document(&self) -> document::Cluster {
         let endpoint = |endpoint: &Endpoint| document::Endpoint {
             slot: endpoint.slot,
@@ -262,6 +285,7 @@ impl Cluster {
             balancer: self.balancer,
             connect_timeout_ms: self.connect_timeout_ms,
             idle_timeout_ms: self.idle_timeout_ms,
+            tls: self.tls.map(|mode| document::ClusterTls { mode }),
             endpoints: self.endpoints.iter().map(endpoint).collect(),
         }
     }

@@ -79,7 +79,7 @@ fn cluster(name: &str, balancer: &str, weights: &[u32], first_slot: usize) -> Va
     };
     json!({"name": name, "service": {"host": "s", "name": "s", "namespace": "default"},
            "subset": "", "balancer": balancer, "connect_timeout_ms": 1000,
-           "idle_timeout_ms": 3000,
+           "tls": null, "idle_timeout_ms": 3000,
            "endpoints": weights.iter().enumerate().map(endpoint).collect::<Vec<_>>()})
 }
 
@@ -87,9 +87,9 @@ fn document(virtual_hosts: Value, tcp_routes: Value, clusters: Value) -> Value {
     json!({"version": 1, "generation": 3, "access_log_disabled": true, "workload": workload(),
            "listeners": [
                {"name": "http", "direction": "outbound", "protocol": "HTTP",
-                "forward_proxy": true, "virtual_hosts": virtual_hosts, "tcp_routes": []},
+                "forward_proxy": true, "virtual_hosts": virtual_hosts, "tls": null, "credential_sha256": null, "tcp_routes": []},
                {"name": "tcp", "direction": "inbound", "protocol": "TCP",
-                "forward_proxy": false, "virtual_hosts": [], "tcp_routes": tcp_routes}],
+                "forward_proxy": false, "virtual_hosts": [], "tls": null, "credential_sha256": null, "tcp_routes": tcp_routes}],
            "clusters": clusters})
 }
 

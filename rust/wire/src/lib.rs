@@ -18,6 +18,7 @@
 pub mod error;
 pub mod frame;
 pub mod h1;
+pub mod mux;
 pub mod sniff;
 
 pub use error::{Error, ErrorKind};

@@ -110,6 +110,10 @@ impl WorkerLine {
         self.word(Word::State).store(state as u64, Relaxed);
     }
 
+    pub(crate) fn state_is(&self, state: State) -> bool {
+        self.word(Word::State).load(Relaxed) == state as u64
+    }
+
     pub(crate) fn generations(&self, newest: u64, oldest: u64) {
         self.word(Word::Generation).store(newest, Relaxed);
         self.word(Word::OldestGeneration).store(oldest, Relaxed);

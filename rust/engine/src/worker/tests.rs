@@ -28,18 +28,19 @@ const INBOX_CHANNEL: usize = 1;
 impl Bench {
     fn new(origin: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start(
+            listener,
+            &document(FRONT, &cluster("c", origin, "", "null")),
+            None,
+        )
+    }
+
+    /// A worker with this document, whose listener is named `front`, and this identity.
+    fn start(listener: TcpListener, document: &str, identity: Option<&str>) -> Self {
         let address = listener.local_addr().unwrap();
-        let document = format!(
-            r#"{{"version":1,"generation":1,"workload":{{"name":"edge","namespace":"default",
-            "app":"edge","revision":"latest","principal":""}},"listeners":[{{"name":"front",
-            "direction":"gateway","protocol":"HTTP","forward_proxy":false,"virtual_hosts":[{{
-            "name":"all","domains":["*"],"routes":[{{"name":"r","matches":[],"timeout_ms":null,
-            "destinations":[{{"cluster":"c","weight":1}}]}}]}}],"tcp_routes":[]}}],
-            "clusters":[{{"name":"c","service":{{"host":"c","name":"c","namespace":"default"}},
-            "subset":"","balancer":"LEAST_REQUEST","connect_timeout_ms":1000,
-            "idle_timeout_ms":3000,"endpoints":[{{"slot":5,"address":"{origin}","weight":1,
-            "workload":{{"name":"c","namespace":"default","app":"c","revision":"v1",
-            "principal":""}}}}]}}]}}"#
+        let identity_fd = identity.map_or_else(
+            || "null".to_owned(),
+            |identity| blob_file(identity.as_bytes()).into_raw_fd().to_string(),
         );
         let blob = Snapshot::from_document(document.as_bytes())
             .unwrap()
@@ -55,7 +56,8 @@ impl Bench {
         let settings = format!(
             r#"{{"version":1,"slot":0,"worker_slots":2,"shared_memory_fd":{},"snapshot_fd":{},
             "generation":1,"control_fd":{},"listeners":[{{"name":"front","fd":{}}}],
-            "inbox_fd":{},"outboxes":[],"resolver_fd":{},"log_level":"info"}}"#,
+            "inbox_fd":{},"outboxes":[],"resolver_fd":{},"identity_fd":{identity_fd},
+            "log_level":"info"}}"#,
             shared
                 .descriptor()
                 .try_clone_to_owned()
@@ -90,6 +92,27 @@ impl Bench {
         }
         panic!("never: {what}");
     }
+}
+
+/// A listener that sends everything to cluster `c`.
+const FRONT: &str = r#"{"name":"front","direction":"gateway","protocol":"HTTP","virtual_hosts":[{
+    "name":"all","domains":["*"],"routes":[{"name":"r","destinations":[{"cluster":"c","weight":1}]}]
+    }]}"#;
+
+fn document(listener: &str, cluster: &str) -> String {
+    format!(
+        r#"{{"version":1,"generation":1,"workload":{{"name":"edge","namespace":"default",
+        "app":"edge","revision":"latest"}},"listeners":[{listener}],"clusters":[{cluster}]}}"#
+    )
+}
+
+fn cluster(name: &str, endpoint: SocketAddr, principal: &str, tls: &str) -> String {
+    format!(
+        r#"{{"name":"{name}","service":{{"host":"c","name":"c","namespace":"default"}},
+        "subset":"","balancer":"LEAST_REQUEST","connect_timeout_ms":1000,"idle_timeout_ms":3000,
+        "tls":{tls},"endpoints":[{{"slot":5,"address":"{endpoint}","weight":1,"workload":{{
+        "name":"c","namespace":"default","app":"c","revision":"v1","principal":"{principal}"}}}}]}}"#
+    )
 }
 
 fn blob_file(blob: &[u8]) -> File {
@@ -211,6 +234,8 @@ fn what_an_idle_connection_holds_stays_small() {
     // Resident for every idle client: 1 KiB is the bar, and its slab may be half empty.
     assert!(size_of::<Downstream>() <= 256);
     assert!(size_of::<Upstream>() <= 384);
-    // Written and moved once a request each.
-    assert!(size_of::<Exchange>() <= 640);
+    // Written and moved once a request each; a caller of the mesh has its name there.
+    assert!(size_of::<Exchange>() <= 656);
 }
+
+mod legs;

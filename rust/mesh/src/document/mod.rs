@@ -99,6 +99,22 @@ pub enum Protocol {
     Tcp,
 }
 
+/// What a listener demands of callers (Istio's `PeerAuthentication.mtls.mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerMode {
+    /// Mutual TLS and nothing else.
+    #[serde(rename = "STRICT")]
+    Strict,
+}
+
+/// How a cluster's endpoints are called (Istio's `ClientTLSSettings.mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientMode {
+    /// Mutual TLS with the mesh's certificates; the peer must be the endpoint's principal.
+    #[serde(rename = "ISTIO_MUTUAL")]
+    IstioMutual,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listener {
     pub(crate) name: String,
@@ -107,6 +123,18 @@ pub(crate) struct Listener {
     pub(crate) forward_proxy: bool,
     pub(crate) virtual_hosts: Vec<VirtualHost>,
     pub(crate) tcp_routes: Vec<TcpRoute>,
+    pub(crate) tls: Option<ListenerTls>,
+    pub(crate) credential_sha256: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListenerTls {
+    pub(crate) mode: ServerMode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClusterTls {
+    pub(crate) mode: ClientMode,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +204,7 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout_ms: u64,
     pub(crate) idle_timeout_ms: u64,
     pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) tls: Option<ClusterTls>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,9 @@
 
 use super::node::Node;
 use super::{
-    Balancer, Cluster, Destination, Direction, Document, Endpoint, Listener, Match, NamedMatch,
-    Protocol, Route, Service, StringMatch, TcpRoute, VirtualHost, Workload,
+    Balancer, ClientMode, Cluster, ClusterTls, Destination, Direction, Document, Endpoint,
+    Listener, ListenerTls, Match, NamedMatch, Protocol, Route, ServerMode, Service, StringMatch,
+    TcpRoute, VirtualHost, Workload,
 };
 use crate::error::Problems;
 
@@ -213,12 +214,17 @@ read_names!(Balancer:
     "LEAST_REQUEST" => LeastRequest, "RANDOM" => Random, "ROUND_ROBIN" => RoundRobin);
 read_names!(Direction: "gateway" => Gateway, "inbound" => Inbound, "outbound" => Outbound);
 read_names!(Protocol: "HTTP" => Http, "TCP" => Tcp);
+read_names!(ServerMode: "STRICT" => Strict);
+read_names!(ClientMode: "ISTIO_MUTUAL" => IstioMutual);
 
 read_members!(Document:
     version, generation, workload, listeners, clusters; access_log_disabled);
 read_members!(Workload: name, namespace, app, revision; principal);
 read_members!(Service: host, name, namespace;);
-read_members!(Listener: name, direction, protocol; forward_proxy, virtual_hosts, tcp_routes);
+read_members!(Listener:
+    name, direction, protocol; forward_proxy, virtual_hosts, tcp_routes, tls, credential_sha256);
+read_members!(ListenerTls: mode;);
+read_members!(ClusterTls: mode;);
 read_members!(VirtualHost: name, domains, routes;);
 read_members!(Route: name, destinations; matches, timeout_ms);
 read_members!(TcpRoute: name, destinations;);
@@ -227,5 +233,5 @@ read_members!(Match: ;
     uri, ignore_uri_case, method, scheme, authority, headers, query_params);
 read_members!(NamedMatch: name, r#match; invert);
 read_members!(Cluster:
-    name, service, subset, balancer, connect_timeout_ms, idle_timeout_ms, endpoints;);
+    name, service, subset, balancer, connect_timeout_ms, idle_timeout_ms, endpoints; tls);
 read_members!(Endpoint: slot, address, weight, workload;);

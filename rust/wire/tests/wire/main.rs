@@ -15,5 +15,6 @@ mod h1_framing;
 mod h1_responses;
 mod h1_syntax;
 mod invariants;
+mod mux;
 mod round_trip;
 mod sniff;

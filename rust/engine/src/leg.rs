@@ -1,0 +1,600 @@
+//! Legs: connections between two meshfast proxies, mutual TLS below and many streams above.
+//!
+//! A leg is one socket, one TLS connection and one `meshfast/1` connection (`wire::mux`). Each of its
+//! streams is a session like any other, downstream at the callee's proxy and upstream at the
+//! caller's: the leg puts what comes for it into the session's input and takes what waits in its
+//! output, within the stream's credit. A worker keeps one leg per endpoint and opens another when
+//! that one is full, leaving, or was made with an older identity.
+//!
+//! What it refuses: anything before the peer's identity has been checked; a leg without an identity
+//! of our own. There is no fallback to plain text.
+//!
+//! Invariants:
+//! 1. `streams` names a session, and that session names the leg and the stream; both are cleared
+//!    together.
+//! 2. Credit is given back for what the session's exchange has used, so a slow reader at one end
+//!    stops the writer at the other and nobody else.
+//! 3. When a leg fails, every session on it is told by its own `io.broken`, in the same turn.
+//!
+//! Tests: `tests/mesh`; the protocol in `rust/wire/tests/wire/mux.rs`.
+
+use std::rc::Rc;
+
+use meshfast_mesh::{Address, Dial};
+use meshfast_wire::frame::ErrorCode;
+use meshfast_wire::mux::{self, Connection, Event, Role};
+use rustc_hash::FxHashMap;
+
+use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
+use crate::error::Failure;
+use crate::exchange::{Carries, Destination};
+use crate::session::{Flushed, Session};
+use crate::stream::{Peer, Stream};
+use crate::timers::Key;
+use crate::tls::Tls;
+use crate::upstream::{READS_PER_TURN, Upstream};
+use crate::worker::Worker;
+
+/// For a TLS handshake to be done (row T10).
+const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
+
+/// How long a leg without streams is kept (ztunnel's `pool_unused_release_timeout`).
+const IDLE_TIMEOUT_MS: u64 = 300_000;
+
+/// A connection to another meshfast proxy.
+pub(crate) struct Leg {
+    pub(crate) session: Session,
+    /// Once the peer has been checked.
+    connection: Option<Connection>,
+    role: Role,
+    is_connected: bool,
+    peer: Peer,
+    /// Who the peer is.
+    identity: Option<Rc<str>>,
+    /// Of a leg we dialled: the endpoint.
+    endpoint: Option<(u32, Address)>,
+    /// Of a leg we accepted: the listener.
+    listener: usize,
+    /// Takes no further stream of ours: the peer leaves, or our identity is a newer one.
+    is_leaving: bool,
+    /// Upstream sessions that wait for the handshake.
+    waiting: Vec<usize>,
+    streams: FxHashMap<u32, Key>,
+}
+
+/// What a stream of a leg says of its caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    /// The port of the workload that is called.
+    pub(crate) port: u16,
+    /// Who calls.
+    pub(crate) caller: Rc<str>,
+}
+
+impl Leg {
+    fn new(session: Session, role: Role) -> Self {
+        let peer = session.stream.peer();
+        Self {
+            session,
+            connection: None,
+            role,
+            is_connected: role == Role::Server,
+            peer,
+            identity: None,
+            endpoint: None,
+            listener: 0,
+            is_leaving: false,
+            waiting: Vec::new(),
+            streams: FxHashMap::default(),
+        }
+    }
+
+    /// Whether another stream may be opened, now or after the handshake.
+    fn has_room(&self) -> bool {
+        !self.is_leaving
+            && !self.session.io.broken
+            && self.connection.as_ref().is_none_or(Connection::may_open)
+    }
+}
+
+impl Worker {
+    /// A connection came to a listener that demands mutual TLS.
+    pub(crate) fn accept_leg(&mut self, listener: usize, stream: Stream) {
+        let Some(identity) = &self.identity else {
+            return self.rejected("tls.no_identity");
+        };
+        let tls = match Tls::server(identity) {
+            Ok(tls) => tls,
+            Err(failure) => return self.rejected(failure.0),
+        };
+        let mut session = Session::new(stream);
+        session.tls = Some(Box::new(tls));
+        let mut leg = Leg::new(session, Role::Server);
+        leg.listener = listener;
+        self.add_leg(leg);
+    }
+
+    fn add_leg(&mut self, mut leg: Leg) -> Option<usize> {
+        let entry = self.legs.vacant_entry();
+        let leg_id = entry.key();
+        let token = Key::Leg(leg_id).token();
+        leg.session
+            .stream
+            .register(self.poll.registry(), token)
+            .ok()?;
+        entry.insert(leg);
+        let deadline_ms = self.clock.now_ms() + HANDSHAKE_TIMEOUT_MS;
+        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        Some(leg_id)
+    }
+
+    /// Sends an exchange to an endpoint over a leg, which is made if there is none with room.
+    pub(crate) fn dial_leg(&mut self, exchange_id: usize, dial: &Dial, slot: u32, expected: &str) {
+        let leg_id = match self.leg_to(dial, slot, expected) {
+            Ok(leg_id) => leg_id,
+            Err(why) => {
+                self.exchanges[exchange_id].upstream_address = Some(dial.address.clone());
+                return self.connect_failed(exchange_id, Failure::ConnectFailed, &why);
+            }
+        };
+        let session = Session::new(Stream::Leg {
+            leg: leg_id,
+            stream: 0,
+        });
+        let upstream_id = self
+            .upstreams
+            .insert(Upstream::new(session, &dial.address, Some(slot)));
+        self.attach(exchange_id, upstream_id);
+        if self.legs[leg_id].connection.is_some() {
+            return self.open_stream(leg_id, upstream_id);
+        }
+        self.legs[leg_id].waiting.push(upstream_id);
+        let deadline_ms = self.clock.now_ms() + dial.connect_timeout_ms;
+        self.timers.arm(Key::Upstream(upstream_id), deadline_ms);
+    }
+
+    fn leg_to(&mut self, dial: &Dial, slot: u32, expected: &str) -> Result<usize, String> {
+        let known = self.legs_to.get(&slot).copied();
+        if let Some(leg) = known.and_then(|leg_id| self.legs.get(leg_id))
+            && leg.has_room()
+            && leg
+                .endpoint
+                .as_ref()
+                .is_some_and(|(_, address)| *address == dial.address)
+        {
+            return Ok(known.expect("a leg was just found by it"));
+        }
+        let identity = self.identity.as_ref().ok_or("no identity yet")?;
+        let tls = Tls::client(identity, expected).map_err(|failure| failure.0.to_owned())?;
+        let stream = Stream::dial(dial).map_err(|error| error.to_string())?;
+        stream.tune();
+        let mut session = Session::new(stream);
+        session.tls = Some(Box::new(tls));
+        session.io.writable = false;
+        let mut leg = Leg::new(session, Role::Client);
+        leg.endpoint = Some((slot, dial.address.clone()));
+        let leg_id = self
+            .add_leg(leg)
+            .ok_or("the event loop takes no more sockets")?;
+        self.legs_to.insert(slot, leg_id);
+        Ok(leg_id)
+    }
+
+    /// Opens a stream for an upstream session and sends its request.
+    fn open_stream(&mut self, leg_id: usize, upstream_id: usize) {
+        let upstream = &mut self.upstreams[upstream_id];
+        let Some(exchange_id) = upstream.exchange else {
+            return;
+        };
+        let exchange = &self.exchanges[exchange_id];
+        let port = match exchange.destination {
+            Some(Destination::Cluster(index)) => {
+                exchange.generation.snapshot.clusters[index].target_port()
+            }
+            _ => None,
+        };
+        let carries = match exchange.carries {
+            Carries::Http => mux::Carries::Http1,
+            Carries::Connect | Carries::Tcp => mux::Carries::Tcp,
+        };
+        let leg = &mut self.legs[leg_id];
+        let output = leg.session.output.tail();
+        let opened = leg
+            .connection
+            .as_mut()
+            .zip(port)
+            .and_then(|(connection, port)| connection.open(port, carries, output));
+        let Some(stream) = opened else {
+            return self.connect_failed(exchange_id, Failure::ConnectFailed, "no stream to be had");
+        };
+        leg.streams.insert(stream, Key::Upstream(upstream_id));
+        upstream.session.stream = Stream::Leg {
+            leg: leg_id,
+            stream,
+        };
+        upstream.session.local = leg.session.local;
+        upstream.is_connected = true;
+        self.timers.disarm(Key::Upstream(upstream_id));
+        self.dirty(Key::Leg(leg_id));
+        self.send_request(exchange_id);
+    }
+
+    /// Events have come for a leg.
+    pub(crate) fn drive_leg(&mut self, leg_id: usize) {
+        let leg = &mut self.legs[leg_id];
+        if !leg.is_connected {
+            if !leg.session.io.writable {
+                return;
+            }
+            if let Err(error) = leg.session.stream.connected() {
+                return self.leg_failed(leg_id, &error.to_string());
+            }
+            leg.is_connected = true;
+            self.dirty(Key::Leg(leg_id));
+        }
+        for _ in 0..READS_PER_TURN {
+            let input_max = self.limits.buffer_bytes_max();
+            let Some(leg) = self.legs.get_mut(leg_id) else {
+                return;
+            };
+            let came = leg.session.read(&mut self.blocks, input_max);
+            self.take_frames(leg_id);
+            let Some(leg) = self.legs.get(leg_id) else {
+                return;
+            };
+            let io = leg.session.io;
+            if io.broken || io.read_closed {
+                let failure = leg.session.tls.as_ref().and_then(|tls| tls.failure());
+                if let Some(failure) = failure {
+                    self.rejected(failure.0);
+                }
+                let why = failure.map_or("connection closed by the peer's proxy", |it| it.0);
+                return self.leg_failed(leg_id, why);
+            }
+            if !came {
+                return;
+            }
+        }
+        self.queue(Key::Leg(leg_id));
+    }
+
+    /// Reads what the peer has said; the first time, after the peer has been checked.
+    fn take_frames(&mut self, leg_id: usize) {
+        self.dirty(Key::Leg(leg_id));
+        let leg = &mut self.legs[leg_id];
+        if leg.connection.is_none() && !self.establish(leg_id) {
+            return;
+        }
+        while let Some(leg) = self.legs.get_mut(leg_id) {
+            let Some(connection) = &mut leg.connection else {
+                return;
+            };
+            let input = leg.session.input.as_slice();
+            let (used, told) = match connection.receive(input, leg.session.output.tail()) {
+                Ok((used, Some(Event::Data(stream, bytes)))) => {
+                    let key = leg.streams.get(&stream).copied();
+                    deliver(&mut self.downstreams, &mut self.upstreams, key, bytes);
+                    (used, key.map(Told::Woken))
+                }
+                Ok((used, Some(event))) => (used, Some(Told::of(event))),
+                Ok((0, None)) => return,
+                Ok((used, None)) => (used, None),
+                Err(error) => {
+                    let code = ErrorCode::of(&error);
+                    connection.go_away(code, leg.session.output.tail());
+                    leg.session.flush(&mut self.blocks);
+                    self.rejected(error.detail());
+                    return self.leg_failed(leg_id, error.detail());
+                }
+            };
+            leg.session.input.consume(used);
+            if let Some(told) = told {
+                self.act_on(leg_id, told);
+            }
+        }
+    }
+
+    /// Begins `meshfast/1` once TLS has checked the peer; `false` before that.
+    fn establish(&mut self, leg_id: usize) -> bool {
+        let leg = &mut self.legs[leg_id];
+        let Some(name) = leg.session.tls.as_ref().and_then(|tls| tls.peer()) else {
+            return false;
+        };
+        leg.identity = Some(Rc::from(name));
+        leg.connection = Some(Connection::new(leg.role, leg.session.output.tail()));
+        let waiting = std::mem::take(&mut leg.waiting);
+        let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        for upstream_id in waiting {
+            if self.upstreams.contains(upstream_id) {
+                self.open_stream(leg_id, upstream_id);
+            }
+        }
+        self.legs.contains(leg_id)
+    }
+
+    fn act_on(&mut self, leg_id: usize, told: Told) {
+        let leg = &mut self.legs[leg_id];
+        match told {
+            Told::Woken(key) => self.queue(key),
+            Told::Ended(stream) => {
+                if let Some(key) = leg.streams.get(&stream).copied() {
+                    if let Some(session) = self.session_of(key) {
+                        session.io.read_closed = true;
+                    }
+                    self.queue(key);
+                }
+            }
+            Told::Left => leg.is_leaving = true,
+            Told::Opened(stream, port, carries) => self.take_stream(leg_id, stream, port, carries),
+            Told::Reset(stream, code) => {
+                if let Some(key) = leg.streams.remove(&stream) {
+                    if let Key::Upstream(id) = key
+                        && code == ErrorCode::RefusedStream
+                    {
+                        self.upstreams[id].was_refused = true;
+                    }
+                    if let Some(session) = self.session_of(key) {
+                        session.io.broken = true;
+                    }
+                    self.queue(key);
+                }
+            }
+            Told::Writable(0) => {
+                let all: Vec<Key> = leg.streams.values().copied().collect();
+                all.into_iter().for_each(|key| self.dirty(key));
+            }
+            Told::Writable(stream) => {
+                if let Some(key) = leg.streams.get(&stream).copied() {
+                    self.dirty(key);
+                }
+            }
+            Told::Nothing => {}
+        }
+    }
+
+    /// A caller's proxy has opened a stream: a downstream session like one that was accepted.
+    fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
+        let draining = self.is_draining();
+        let leg = &mut self.legs[leg_id];
+        let caller = leg
+            .identity
+            .clone()
+            .expect("streams come after the check of the peer");
+        if draining {
+            let output = leg.session.output.tail();
+            if let Some(connection) = &mut leg.connection {
+                connection.reset(stream, ErrorCode::RefusedStream, output);
+            }
+            return;
+        }
+        let mut session = Session::new(Stream::Leg {
+            leg: leg_id,
+            stream,
+        });
+        session.local = leg.session.local;
+        let now_ms = self.clock.now_ms();
+        let mut downstream = Downstream::new(session, leg.listener, leg.peer, now_ms);
+        downstream.inbound = Some(Box::new(Inbound { port, caller }));
+        let downstream_id = self.downstreams.insert(downstream);
+        self.legs[leg_id]
+            .streams
+            .insert(stream, Key::Downstream(downstream_id));
+        self.share.line.connection_opened();
+        match carries {
+            mux::Carries::Http1 => {
+                self.timers
+                    .arm(Key::Downstream(downstream_id), now_ms + HEAD_TIMEOUT_MS);
+            }
+            mux::Carries::Tcp => self.begin_tcp(downstream_id),
+        }
+    }
+
+    /// Sends what waits on a leg, and what was held back by it.
+    pub(crate) fn flush_leg(&mut self, leg_id: usize) {
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return;
+        };
+        leg.session.dirty = false;
+        if !leg.is_connected {
+            return;
+        }
+        let was_high = leg.session.output.is_high();
+        match leg.session.flush(&mut self.blocks) {
+            Flushed::Broken => self.leg_failed(leg_id, "connection reset"),
+            Flushed::All | Flushed::Blocked => {
+                if was_high && !leg.session.output.is_high() {
+                    let all: Vec<Key> = leg.streams.values().copied().collect();
+                    all.into_iter().for_each(|key| self.dirty(key));
+                }
+            }
+        }
+    }
+
+    /// Moves what waits in a session on a leg to the leg, as much as there is credit for.
+    pub(crate) fn flush_to_leg(&mut self, key: Key, leg_id: usize, stream: u32) -> Flushed {
+        let session = match key {
+            Key::Downstream(id) => &mut self.downstreams[id].session,
+            Key::Upstream(id) => &mut self.upstreams[id].session,
+            Key::Exchange(_) | Key::Leg(_) => return Flushed::All,
+        };
+        if session.io.broken {
+            return Flushed::Broken;
+        }
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return Flushed::Broken;
+        };
+        let Some(connection) = &mut leg.connection else {
+            return Flushed::Blocked;
+        };
+        if leg.session.output.is_high() {
+            return Flushed::Blocked;
+        }
+        let sent = connection.send(stream, session.output.as_slice(), leg.session.output.tail());
+        session.output.consume(sent);
+        let is_done = session.output.is_empty();
+        if is_done && session.finish_writing && !session.io.write_closed {
+            session.io.write_closed = true;
+            connection.end(stream, leg.session.output.tail());
+        }
+        self.dirty(Key::Leg(leg_id));
+        if is_done {
+            Flushed::All
+        } else {
+            Flushed::Blocked
+        }
+    }
+
+    /// Gives credit back for what a session on a leg has used since it was last asked.
+    pub(crate) fn credit(&mut self, key: Key) {
+        let Some(session) = self.session_of(key) else {
+            return;
+        };
+        let Some((leg_id, stream)) = session.stream.leg() else {
+            return;
+        };
+        let used = session.uncredited as usize - session.input.len();
+        session.uncredited -= used as u32;
+        if used > 0
+            && let Some(leg) = self.legs.get_mut(leg_id)
+            && let Some(connection) = &mut leg.connection
+        {
+            connection.consumed(stream, used, leg.session.output.tail());
+            self.dirty(Key::Leg(leg_id));
+        }
+    }
+
+    /// A session that was a stream of a leg is gone.
+    pub(crate) fn leave_leg(&mut self, stream: &Stream, unused: u32) {
+        let Some((leg_id, stream)) = stream.leg() else {
+            return;
+        };
+        let Some(leg) = self.legs.get_mut(leg_id) else {
+            return;
+        };
+        leg.streams.remove(&stream);
+        if let Some(connection) = &mut leg.connection {
+            let output = leg.session.output.tail();
+            connection.consumed(stream, unused as usize, output);
+            connection.reset(stream, ErrorCode::Cancel, output);
+        }
+        self.dirty(Key::Leg(leg_id));
+    }
+
+    /// A leg's time is over: for the handshake, or without streams.
+    pub(crate) fn leg_timer(&mut self, leg_id: usize) {
+        let leg = &self.legs[leg_id];
+        if leg.connection.is_none() {
+            self.rejected("tls.handshake_timeout");
+            return self.leg_failed(leg_id, "tls.handshake_timeout");
+        }
+        if leg.streams.is_empty() {
+            return self.leg_failed(leg_id, "idle");
+        }
+        let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+    }
+
+    /// A newer identity is here: legs that we dialled with the older one take no further streams.
+    pub(crate) fn leave_older_legs(&mut self) {
+        self.legs_to.clear();
+        for (_, leg) in &mut self.legs {
+            leg.is_leaving |= leg.role == Role::Client;
+        }
+        self.close_left_legs();
+    }
+
+    /// Closes the legs that are leaving and have nothing more to carry; all of them in a drain.
+    pub(crate) fn close_left_legs(&mut self) {
+        let draining = self.is_draining();
+        let done: Vec<usize> = self
+            .legs
+            .iter()
+            .filter(|(_, leg)| (leg.is_leaving || draining) && leg.streams.is_empty())
+            .filter(|(_, leg)| leg.waiting.is_empty() && leg.session.output.is_empty())
+            .map(|(id, _)| id)
+            .collect();
+        for leg_id in done {
+            self.leg_failed(leg_id, "left");
+        }
+    }
+
+    /// Tells the callers' proxies that no further stream is taken.
+    pub(crate) fn leave_legs(&mut self) {
+        let ids: Vec<usize> = self.legs.iter().map(|(leg_id, _)| leg_id).collect();
+        for leg_id in ids {
+            let leg = &mut self.legs[leg_id];
+            if let Some(connection) = &mut leg.connection {
+                connection.go_away(ErrorCode::NoError, leg.session.output.tail());
+                self.dirty(Key::Leg(leg_id));
+            }
+        }
+    }
+
+    /// Ends a leg; every session on it learns of it.
+    pub(crate) fn leg_failed(&mut self, leg_id: usize, why: &str) {
+        let mut leg = self.legs.remove(leg_id);
+        leg.session.flush(&mut self.blocks);
+        self.timers.disarm(Key::Leg(leg_id));
+        if let Some((slot, _)) = leg.endpoint
+            && self.legs_to.get(&slot) == Some(&leg_id)
+        {
+            self.legs_to.remove(&slot);
+        }
+        for upstream_id in leg.waiting {
+            let exchange = self.upstreams.get(upstream_id).and_then(|it| it.exchange);
+            if let Some(exchange_id) = exchange {
+                self.connect_failed(exchange_id, Failure::ConnectFailed, why);
+            }
+        }
+        for key in leg.streams.into_values() {
+            if let Some(session) = self.session_of(key) {
+                session.io.broken = true;
+            }
+            self.queue(key);
+        }
+    }
+}
+
+/// An event without its bytes.
+#[derive(Clone, Copy)]
+enum Told {
+    Ended(u32),
+    Left,
+    Nothing,
+    Opened(u32, u16, mux::Carries),
+    Reset(u32, ErrorCode),
+    Woken(Key),
+    Writable(u32),
+}
+
+impl Told {
+    fn of(event: Event<'_>) -> Self {
+        match event {
+            Event::Accepted(_) | Event::Data(..) => Self::Nothing,
+            Event::Ended(stream) => Self::Ended(stream),
+            Event::GoAway(_) => Self::Left,
+            Event::Opened(stream, port, carries) => Self::Opened(stream, port, carries),
+            Event::Reset(stream, code) => Self::Reset(stream, code),
+            Event::Writable(stream) => Self::Writable(stream),
+        }
+    }
+}
+
+/// Puts bytes of a stream into its session; those of a stream that is gone are dropped.
+fn deliver(
+    downstreams: &mut slab::Slab<Downstream>,
+    upstreams: &mut slab::Slab<Upstream>,
+    key: Option<Key>,
+    bytes: &[u8],
+) {
+    let session = match key {
+        Some(Key::Downstream(id)) => downstreams.get_mut(id).map(|it| &mut it.session),
+        Some(Key::Upstream(id)) => upstreams.get_mut(id).map(|it| &mut it.session),
+        _ => None,
+    };
+    if let Some(session) = session {
+        session.input.append(bytes);
+        session.uncredited += bytes.len() as u32;
+    }
+}
