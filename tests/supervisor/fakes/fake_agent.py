@@ -72,9 +72,19 @@ class Agent:
             self.control.send(json.dumps(message).encode())
         if command == "snapshot":
             self.publish(int(arguments[0]))
+        if command == "identity":
+            self.identify(int(arguments[0]))
         if command == "say":
             self.control.send(" ".join(arguments).encode())
         return {"pid": os.getpid(), "heard": self.heard, "settings": self.settings}
+
+    def identify(self, serial: int) -> None:
+        """Hand an identity over whose text is `identity N`."""
+        fd = os.memfd_create("identity")
+        os.write(fd, f"identity {serial}".encode())
+        message = {"type": "identity", "serial": serial}
+        socket.send_fds(self.control, [json.dumps(message).encode()], [fd])
+        os.close(fd)
 
     def publish(self, generation: int) -> None:
         """Send a snapshot whose text is `snapshot N`."""
