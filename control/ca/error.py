@@ -1,6 +1,6 @@
 """What the authority answers when it does not sign, and what is wrong with its files.
 
-A refusal travels to the sidecar and into an operator's log; `code` is stable, for metrics and tests.
+A refusal travels to the sidecar and into an operator's log; `code` is stable, for metrics, tests.
 It says nothing about tokens to somebody who does not hold one: an unknown id, a wrong secret and a
 token of another mesh are all `TOKEN_INVALID`.
 

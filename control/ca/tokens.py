@@ -138,7 +138,7 @@ class JoinTokens:
         used = msgspec.structs.replace(record, uses=record.uses + 1)
         return Redemption(record.claim, _put(used), Condition(entry.key, entry.modified))
 
-    def list(self) -> list[TokenRecord]:
+    def records(self) -> list[TokenRecord]:
         """Return all tokens, in the order of their ids."""
         return [_record(entry) for entry in self._entries()]
 
