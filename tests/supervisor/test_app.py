@@ -1,4 +1,4 @@
-"""The application's rows of docs/deaths.md: started when meshed, stopped in order, its code ours."""
+"""The rows of docs/deaths.md that are about the application, and the identity that workers show."""
 
 import json
 import os

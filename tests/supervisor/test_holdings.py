@@ -39,7 +39,10 @@ def test_a_state_of_another_version_is_refused(holdings: Holdings) -> None:
         State.parse(json.dumps(document).encode())
 
 
-@pytest.mark.parametrize("path", ["homes", "holdings", "workers", "told", "told_identity", "agent", "app"])
+PARTS = ["homes", "holdings", "workers", "told", "told_identity", "agent", "app"]
+
+
+@pytest.mark.parametrize("path", PARTS)
 def test_a_state_that_lacks_something_is_refused(holdings: Holdings, path: str) -> None:
     document = json.loads(state_of(holdings).encode())
     del document[path]
