@@ -23,7 +23,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -75,8 +75,8 @@ class Options:
     #: Where sidecars find the control stream, `host:port`; empty: where it listens.
     advertise: str = ""
     grace_ms: int = GRACE_MS
-    stream_limits: StreamLimits = StreamLimits()
-    issuance_limits: IssuanceLimits = IssuanceLimits()
+    stream_limits: StreamLimits = field(default_factory=StreamLimits)
+    issuance_limits: IssuanceLimits = field(default_factory=IssuanceLimits)
 
 
 class ControlPlane:

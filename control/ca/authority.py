@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshfast.control.ca import files
 from meshfast.control.ca.error import AuthorityError, Refusal, RefusedError
@@ -195,7 +196,7 @@ class CertificateAuthority:
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage(
-                    [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
+                    [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
                 ),
                 critical=False,
             )

@@ -36,7 +36,12 @@ class Peer:
             names = certificate.extensions.get_extension_for_class(
                 x509.SubjectAlternativeName
             ).value
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        except (
+            ValueError,
+            x509.DuplicateExtension,
+            x509.ExtensionNotFound,
+            x509.InvalidVersion,
+        ) as error:
             raise RefusedError(Refusal.NAME, "the certificate has no readable name") from error
         given = list(names)
         if len(given) != 1 or not isinstance(given[0], x509.UniformResourceIdentifier):

@@ -71,7 +71,7 @@ def fingerprint(key: PublicKey) -> str:
 def _parse(csr_der: bytes) -> x509.CertificateSigningRequest:
     try:
         return x509.load_der_x509_csr(csr_der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise RefusedError(Refusal.MALFORMED, "this is no PKCS #10 request in DER") from error
 
 

@@ -9,8 +9,8 @@ behind a compaction, or the store is another one than before, everything is read
 
 Does not do: write, wait (the owner reads the watch's descriptor), or translate.
 
-Invariants: between calls the state is that of `revision`, whole; a workload of a revoked identity is
-not in it.
+Invariants: between calls the state is that of `revision`, whole; a workload of a revoked identity
+is not in it.
 
 Tests: tests/control/push/test_mesh.py.
 """

@@ -3,9 +3,9 @@
     no certificate  → one CertificateRequest with a token → CertificateResponse → Goodbye
     a certificate   → Hello → Subscribe, Registration, CertificateRequest, … until either side ends
 
-Two tasks: one reads and acts, one writes what the session has to say. A sidecar has at most one push
-of each type outstanding, so what waits for a slow reader is bounded; one that takes too long is cut
-off, since everybody else's pushes must not wait for it (they do not) nor memory (it is bounded).
+Two tasks: one reads and acts, one writes what the session has to say. A sidecar has at most one
+push of each type outstanding, so what waits for a slow reader is bounded; one that takes too long
+to read is cut off. Nobody else waits for it.
 
 Does not do: TLS (serving.py), deciding what is pushed (pusher.py), counting streams (streams.py).
 
@@ -290,15 +290,18 @@ class Stream:
         )
 
     async def _read(self) -> None:
-        while self._goodbye is None:
+        while not self._is_ending():
             data = await self._reader.read(READ_BYTES)
             if not data:
                 return
             self._heard_ms, self._heard_s = _now_ms(), time.time()
             self._framer.receive(data)
-            while self._goodbye is None and (message := self._framer.take()) is not None:
+            while not self._is_ending() and (message := self._framer.take()) is not None:
                 await self._handle(message)
                 self._wake.set()
+
+    def _is_ending(self) -> bool:
+        return self._goodbye is not None
 
     async def _handle(self, message: Message) -> None:
         if isinstance(message, Hello):

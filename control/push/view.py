@@ -26,7 +26,7 @@ class NamespaceView:
         self.revision = revision
         self._resources = {
             type: {
-                name: _resource(name, body, before and before.resource(type, name))
+                name: _resource(name, body, None if before is None else before.resource(type, name))
                 for name, body in bodies[type].items()
             }
             for type in TYPES

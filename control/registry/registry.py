@@ -44,7 +44,7 @@ __all__ = ["Registry", "TakenError"]
 
 #: After a stream has ended; Istio's delay before an auto-registered workload is removed.
 GRACE_MS: Final = 10_000
-#: After a start, until workloads that did not come back begin to go. Sidecars reconnect within 30 s.
+#: After a start, until workloads that did not come back begin to go; sidecars need 30 s at most.
 ADOPTION_MS: Final = 60_000
 #: And over how long they go, spread evenly.
 ADOPTION_SPREAD_MS: Final = 60_000

@@ -4,10 +4,10 @@
 
 | type | name | body, a piece of the snapshot document in JSON |
 |---|---|---|
-| `cluster` | `outbound|<port>|<subset>|<host>` | a cluster without endpoints; mutual TLS in the mesh |
+| `cluster` | `outbound|<port>|<subset>|<host>` | a cluster without endpoints; its TLS mode |
 | `endpoint` | the same | its endpoints, without slots, with their health |
 | `listener` | `outbound` | the outbound listener without virtual hosts |
-| `route` | `outbound` | the virtual hosts of all services; the one thing that differs by namespace |
+| `route` | `outbound` | the virtual hosts of all services; only this differs by namespace |
 
 A service exists when a workload registers for it. Rules come from VirtualServices that are bound to
 the mesh, by the same code that compiles them for a gateway.

@@ -151,7 +151,7 @@ def _check_expressions(
     build: Build,
 ) -> Iterable[Problem]:
     """Let the snapshot compiler look at every condition, each under the port that it asks for."""
-    listeners = []
+    listeners: list[Listener] = []
     for entry in entries:
         asked = {match.port for route in entry.resource.spec.http for match in route.match}
         for port in sorted(port or 1 for port in asked) or [1]:
