@@ -426,14 +426,14 @@ def test_keys_stay_off_the_disk_when_memory_is_asked_for(
     agents.append(agent := MeshAgent(tmp_path, control, key_storage="memory"))
     agent.until_meshed()
     assert agent.stop() == 0
-    assert sorted(os.listdir(agent.state_dir)) == ["resources"]
+    assert sorted(os.listdir(agent.state_dir)) == ["resources", "running"]
 
 
 def test_files_are_private(agent: MeshAgent) -> None:
     agent.until_meshed()
     agent.stop()
     modes = {path.name: path.stat().st_mode & 0o777 for path in agent.state_dir.iterdir()}
-    assert modes == {"identity": 0o600, "resources": 0o600}
+    assert modes == {"identity": 0o600, "resources": 0o600, "running": 0o600}
     assert agent.state_dir.stat().st_mode & 0o777 == 0o700
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meshfast.agent.loop import Loop, Timer
 
-__all__ = ["AppHealth", "listening_addresses"]
+__all__ = ["AppHealth", "listening_addresses", "network_order"]
 
 EVERY_S = 1.0
 EVERY_AT_START_S = 0.1
@@ -89,11 +89,11 @@ def listening_addresses(port: int, proc: str = "/proc/net") -> list[str]:
             _, local, _, state, *_ = line.split()
             address, _, at = local.partition(":")
             if state == LISTEN and int(at, 16) == port:
-                found.append(socket.inet_ntop(family, _network_order(address)))
+                found.append(socket.inet_ntop(family, network_order(address)))
     return found
 
 
-def _network_order(text: str) -> bytes:
+def network_order(text: str) -> bytes:
     """The kernel prints 32-bit words in the order of the host."""
     words = (bytes.fromhex(text[start : start + 8]) for start in range(0, len(text), 8))
     return b"".join(word[::-1] for word in words)

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keys", "Mesh", "MeshSettings"]
 
-IDENTITY, RESOURCES, ENVIRONMENT = "identity", "resources", "environment"
+IDENTITY, RESOURCES = "identity", "resources"
+ENVIRONMENT, RUNNING = "environment", "running"
 RESOURCES_VERSION = 1
 FINISH_S = 1.0
 
@@ -140,6 +141,7 @@ class Mesh:
         self._settings = msgspec.convert(settings.mesh, MeshSettings)
         self._sidecar = self._settings.sidecar
         self._addresses = settings.addresses
+        self._metrics_address = settings.metrics_address
         self._state = StateDirectory(self._settings.state_dir)
         self._serial = settings.identity_serial
         self._applied_serial = 0
@@ -172,7 +174,7 @@ class Mesh:
 
     def start(self) -> None:
         """Hand over what is on disk, then connect."""
-        self._write_environment()
+        self._write_facts()
         if self._identity is not None:
             self._adopt(self._identity, is_new=False)
         if self._kept.resources:
@@ -237,7 +239,19 @@ class Mesh:
             return None
         return identity
 
-    def _write_environment(self) -> None:
+    def _write_facts(self) -> None:
+        """Say where this start listens: for the application's shell, and for `check`."""
+        facts = self._sidecar
+        running = {
+            "port": facts.app_port,
+            "outbound": self._addresses.get(facts.outbound, ""),
+            "inbound": self._addresses.get(facts.inbound, ""),
+            "metrics": self._metrics_address,
+            "upstreams": {
+                one.service: self._addresses.get(one.listener, "") for one in facts.upstreams
+            },
+        }
+        self._state.write(RUNNING, msgspec.json.encode(running))
         if self._settings.environment:
             address = self._addresses.get(self._sidecar.outbound, "")
             text = self._settings.environment.replace("{outbound}", address)

@@ -48,6 +48,9 @@ class Settings:
         self.generation: int = settings["generation"]
         self.log_level: str = settings["log_level"]
         self.sockets: dict[str, int] = {one["name"]: one["fd"] for one in settings["listeners"]}
+        self.metrics_address: str = next(
+            (one["address"] for one in settings["listeners"] if one["name"] == "metrics"), ""
+        )
         self.bound: set[str] = {one["name"] for one in settings["bound"]}
         self.addresses: dict[str, str] = {
             one["name"]: one["address"] for one in settings["bound"] if "address" in one

@@ -3,9 +3,11 @@
     <state dir>/<instance>/identity     key, chain and trust bundle (not with --key-storage memory)
     <state dir>/<instance>/resources    the last configuration that all workers served from
     <state dir>/<instance>/environment  the proxy variables of the application, for `sidecar`
+    <state dir>/<instance>/running      addresses and ports of this start, for `check`
 
-A file is one line, `meshfast-state 1 <BLAKE2b-256 of the rest>`, and the rest. Writing happens in a
-thread, because a sync may take as long as the disk wants; the newest content of a name wins.
+A file is one line, `meshfast-state 1 <BLAKE2b-256 of the rest>`, and the rest; the last two are
+plain text. Writing happens in a thread, because a sync may take as long as the disk wants; the
+newest content of a name wins.
 
 What it refuses: a directory or file that belongs to somebody else, is open to others or is a link.
 
@@ -29,6 +31,7 @@ from hashlib import blake2b
 __all__ = ["StateDirectory", "StateError"]
 
 MAGIC = b"meshfast-state 1 "
+PLAIN = frozenset({"environment", "running"})
 DIGEST_BYTES = 32
 HEAD_BYTES = len(MAGIC) + 2 * DIGEST_BYTES + 1
 FILE_BYTES_MAX = 256 << 20
@@ -92,7 +95,7 @@ class StateDirectory:
         fd = os.open(beside, flags, 0o600)
         with open(fd, "wb", buffering=0) as file:
             os.fchmod(fd, 0o600)
-            for part in (_head(content), content):
+            for part in (b"" if name in PLAIN else _head(content), content):
                 view = memoryview(part)
                 while view:
                     view = view[file.write(view) :]
