@@ -78,7 +78,6 @@ class MeshAgent(Supervised):
         *,
         app_port: int = 9,
         secret: str = SECRET,
-        handed_over: "MeshAgent | None" = None,
         **mesh: Any,
     ) -> None:
         self.state_dir = directory / "state" / "payment"
@@ -111,7 +110,8 @@ class MeshAgent(Supervised):
         self.identities: list[dict[str, Any]] = []
         self.is_meshed = False
         self.holds_back = False  # snapshots are not answered
-        super().__init__(directory, document=json.loads(encode_document(first)), mesh=settings)
+        self.first: dict[str, Any] = json.loads(encode_document(first))
+        super().__init__(directory, document=self.first, mesh=settings)
         self.send(type="serving")
 
     def pump(self, until: Callable[[], object], what: str, seconds: float = DEADLINE_S) -> None:
@@ -155,7 +155,8 @@ class MeshAgent(Supervised):
 
     @property
     def document(self) -> dict[str, Any]:
-        return self.documents[-1]
+        """The newest document, or the one at start."""
+        return self.documents[-1] if self.documents else self.first
 
     def cluster_names(self) -> list[str]:
         return [one["name"] for one in self.document["clusters"]]
