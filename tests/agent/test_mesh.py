@@ -339,6 +339,18 @@ def test_registers_once_the_port_accepts_and_says_when_it_does_not(
     agent.pump(lambda: control.said_of(Registration)[-1].ports == [], "deregistered")
 
 
+def test_registers_the_port_that_callers_name(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    with accepting() as app:
+        port = app.getsockname()[1]
+        agents.append(agent := MeshAgent(tmp_path, control, app_port=port, service_port=80))
+        agent.until_meshed()
+        agent.pump(lambda: control.said_of(Registration), "registered")
+        assert [one.number for one in control.said_of(Registration)[0].ports] == [80]
+        assert list(agent.endpoints_of(f"inbound|{port}||")) == [f"127.0.0.1:{port}"]
+
+
 def test_does_not_register_before_the_port_has_accepted(
     agent: MeshAgent, control: ControlPlane
 ) -> None:

@@ -34,6 +34,7 @@ GIVEN: dict[str, Any] = {
     "service": None,
     "port": 8080,
     "protocol": "http",
+    "service_port": None,
     "labels": (),
     "namespace": None,
     "workload": None,
@@ -209,6 +210,12 @@ def test_the_supervisor_takes_the_settings(planner: Planner) -> None:
     assert settings.app is not None
     assert settings.app.command == ["python", "app.py"]
     assert Settings.parse(json.dumps(planner.settings(planner.plan())).encode()).app is None
+
+
+@pytest.mark.parametrize(("port", "expected"), [(None, 0), (80, 80)])
+def test_callers_may_name_another_port(planner: Planner, port: int | None, expected: int) -> None:
+    plan = planner.plan(service_port=port)
+    assert (plan.mesh.service_port, plan.mesh.sidecar.app_port) == (expected, 8080)
 
 
 # what the application gets

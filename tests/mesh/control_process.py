@@ -2,7 +2,7 @@
 
 Commands come as JSON lines on standard input and are answered with one line each:
 {"token": "payment"} with `uses`; {"apply": "yaml"}; {"delete": [kind, namespace, name]};
-{"sidecars": true}; {"services": true}.
+{"sidecars": true}; {"services": true}; {"workloads": true}.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ async def obey(operations: Operations, command: dict[str, Any]) -> object:
             return await operations.delete(kind, namespace, name)
         case {"sidecars": _}:
             return await operations.sidecars()
+        case {"workloads": _}:
+            return await operations.workloads()
         case {"services": _}:
             return await operations.services()
     raise AssertionError(command)

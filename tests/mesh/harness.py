@@ -136,16 +136,15 @@ class Sidecar:
         version: str = "v1",
         command: list[str] | None = None,
         name: str | None = None,
+        app_port: int = 0,
     ) -> None:
         self.name = name or f"{service}-{version}"
-        self.port = free_port()
+        self.port = app_port or free_port()
         self.folder = folder
         self.log = folder / f"{self.name}.log"
         token = control.token(service)
         arguments = ["--service", service, "--port", str(self.port), "--instance", self.name]
         arguments += ["--label", f"version={version}", "--drain-time", "5s"]
-        arguments += ["--inbound-address", "127.0.0.1:15006"]  # gives way below
-        arguments = arguments[:-2]
         arguments += ["--state-dir", str(folder / "state"), "--runtime-dir", str(folder / "run")]
         application = command or [
             sys.executable, "-c", SERVICE, str(self.port), self.name,
