@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +64,10 @@ READ_BYTES: Final = 64 << 10
 #: Before Hello, and of a peer that is nobody yet, nothing large is due.
 JOIN_FRAME_BYTES_MAX: Final = 16 << 10
 DRAIN: Final = "drain"
+#: A push has 1 MiB at most; the kernel would grow to 4 MiB a stream (tcp_wmem).
+SEND_BUFFER_BYTES: Final = 256 << 10
+WRITE_BUFFER_BYTES: Final = 64 << 10
+UNACKNOWLEDGED_MS: Final = 30_000
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +105,7 @@ async def serve(
 ) -> None:
     """Serve one connection from its handshake to its end. Raises nothing but cancellation."""
     try:
+        _bound(writer)
         tls = writer.get_extra_info("ssl_object")
         assert isinstance(tls, ssl.SSLObject), "the listener speaks TLS and nothing else"
         certificate = tls.getpeercert(binary_form=True)
@@ -390,7 +397,8 @@ class Stream:
                         await self._send(message)
             await self._send(self._goodbye)
             self._writer.close()
-            await self._writer.wait_closed()
+            with suppress(OSError):  # a peer that does not close its side in time
+                await self._writer.wait_closed()
         except TimeoutError:
             log.warning("stream of %s ended: it does not read", self.peer.identity)
             self._writer.transport.abort()
@@ -412,6 +420,15 @@ class Stream:
         self._writer.write(self._framer.encode(message))
         async with asyncio.timeout(self._context.limits.send_s):
             await self._writer.drain()
+
+
+def _bound(writer: asyncio.StreamWriter) -> None:
+    """Bound what is kept for a reader that is slow, and how long for one that is dead."""
+    # Otherwise half a MiB waits in the TLS layer before `drain` waits for the peer.
+    writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
 
 async def _finished(task: asyncio.Task[None], timeout_s: float) -> None:

@@ -1,7 +1,5 @@
 """Checks 1 to 3 and 7 of a certificate request: key, proof, names, authority, size."""
 
-from collections.abc import Callable
-
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes

@@ -85,10 +85,19 @@ def client_context(root: bytes, credentials: Credentials | None = None) -> ssl.S
 class Wire:
     """Messages over TLS, to the other end's bytes and back."""
 
-    def __init__(self, address: str, context: ssl.SSLContext) -> None:
+    def __init__(self, address: str, context: ssl.SSLContext, *, is_narrow: bool = False) -> None:
+        """Connect; `is_narrow`: to a socket that takes in little before it is read."""
         host, _, port = address.rpartition(":")
-        raw = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
-        self.tls = context.wrap_socket(raw)
+        raw = socket.socket()
+        if is_narrow:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(DEADLINE_S)
+        try:
+            raw.connect((host, int(port)))
+            self.tls = context.wrap_socket(raw)
+        except OSError:
+            raw.close()
+            raise
         self.framer = Framer()
         self.received_bytes = 0
 
@@ -118,10 +127,11 @@ class Wire:
         return message
 
     def all(self) -> list[Message]:
-        """Everything until the other end closes."""
+        """Everything until the other end closes; then this one closes too."""
         found = []
         while (message := self.receive()) is not None:
             found.append(message)
+        self.close()
         return found
 
     def close(self) -> None:
@@ -149,7 +159,6 @@ def join(
         )
     )
     messages = wire.all()
-    wire.close()
     match messages:
         case [CertificateResponse(refusal="") as response, Goodbye()]:
             return Credentials(key, response.chain), messages
@@ -196,8 +205,9 @@ class Sidecar:
     ) -> None:
         self.disconnect()
 
-    def connect(self) -> None:
-        self.wire = Wire(self.address, client_context(self.root, self.credentials))
+    def connect(self, *, is_narrow: bool = False) -> None:
+        context = client_context(self.root, self.credentials)
+        self.wire = Wire(self.address, context, is_narrow=is_narrow)
         self.session.connected()
         self.flush()
 
