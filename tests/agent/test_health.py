@@ -56,6 +56,16 @@ def test_a_port_is_healthy_while_it_accepts(watched: Watched, port: int) -> None
         wait_for(lambda: watched.changes == [True, False, True])
 
 
+def test_a_connect_cannot_meet_itself_on_a_port_where_nobody_listens(
+    watched: Watched, port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(10)
+        connection, (asking, _) = server.accept()
+        connection.close()
+    assert asking != "127.0.0.1"
+
+
 def test_a_port_that_never_accepted_says_nothing(port: int) -> None:
     one = Watched(port)
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -28,6 +28,10 @@ EVERY_S = 1.0
 EVERY_AT_START_S = 0.1
 PATIENCE_S = 1.0
 
+# Where nobody listens, a connect to a port of the ephemeral range can meet itself (RFC 9293 3.5,
+# simultaneous open) and would keep the application from binding. From another address it cannot.
+ASKING_ADDRESS = "127.0.0.2"
+
 LISTEN = "0A"  # include/net/tcp_states.h
 
 
@@ -48,6 +52,8 @@ class AppHealth:
         """Ask now, and again and again."""
         end = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        end.bind((ASKING_ADDRESS, 0))
         code = end.connect_ex(("127.0.0.1", self._port))
         if code == errno.EINPROGRESS:
             self._timer = self._loop.call_later(PATIENCE_S, lambda: self._on_answer(end, 1))
