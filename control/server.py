@@ -3,8 +3,8 @@
     <state dir>/store/   store.db, store.lock     held by one process at a time
     <state dir>/ca/      root.pem, issuer.pem
 
-One event loop. The control stream is TLS over TCP; the operator API is an ASGI application that
-somebody else serves (`serve_api`), so that this room needs no HTTP.
+One event loop. The control stream is TLS over TCP. The operator API is served beside it, by whoever
+is handed `operations` (process.py), so that this room needs no HTTP.
 
 Does not do: parse arguments, decide anything the rooms decide.
 
@@ -18,10 +18,11 @@ Tests: tests/control/server/.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +73,8 @@ class Options:
     cert_ttl_s: int = 24 * 3600
     serve_ttl_s: int = SERVE_TTL_S
     debounce_s: float = 0.1
+    #: Take a free port when this one is taken.
+    fallback: bool = False
     #: Where sidecars find the control stream, `host:port`; empty: where it listens.
     advertise: str = ""
     grace_ms: int = GRACE_MS
@@ -131,15 +134,7 @@ class ControlPlane:
             trust_domain=options.trust_domain,
             limits=options.stream_limits,
         )
-        self._server = await asyncio.start_server(
-            partial(self._serve, context),
-            options.host,
-            options.port,
-            ssl=self._serving.context,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=SHUTDOWN_S,
-            backlog=BACKLOG,
-        )
+        self._server = await self._listen(context)
         self.operations = Operations(
             self._store,
             self._authority,
@@ -160,11 +155,9 @@ class ControlPlane:
         ):
             self._tasks.append(asyncio.create_task(work))
 
-    async def run(self, serve_api: Callable[[Operations], Awaitable[None]]) -> None:
-        """Serve until the API's server ends or a task of ours fails, which is raised."""
-        api = asyncio.ensure_future(serve_api(self.operations))
-        done, _ = await asyncio.wait({api, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
-        api.cancel()
+    async def failed(self) -> None:
+        """Wait until a task of ours ends, which none does by itself, and raise what ended it."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
@@ -184,6 +177,27 @@ class ControlPlane:
                 serving.cancel()
             self._mesh.close()
         self._store.close()
+
+    async def _listen(self, context: StreamContext) -> asyncio.Server:
+        """Bind the address, or a free port in its place where that is allowed."""
+
+        async def bind(port: int) -> asyncio.Server:
+            return await asyncio.start_server(
+                partial(self._serve, context),
+                self._options.host,
+                port,
+                ssl=self._serving.context,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+                backlog=BACKLOG,
+            )
+
+        try:
+            return await bind(self._options.port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not self._options.fallback:
+                raise
+            return await bind(0)
 
     async def _serve(
         self,

@@ -67,6 +67,7 @@ DRAIN: Final = "drain"
 #: A push has 1 MiB at most; the kernel would grow to 4 MiB a stream (tcp_wmem).
 SEND_BUFFER_BYTES: Final = 256 << 10
 WRITE_BUFFER_BYTES: Final = 64 << 10
+WRITE_BYTES: Final = 32 << 10
 UNACKNOWLEDGED_MS: Final = 30_000
 
 log = logging.getLogger(__name__)
@@ -417,14 +418,17 @@ class Stream:
         return messages
 
     async def _send(self, message: FromServer) -> None:
-        self._writer.write(self._framer.encode(message))
+        data = memoryview(self._framer.encode(message))
         async with asyncio.timeout(self._context.limits.send_s):
-            await self._writer.drain()
+            # In pieces: of one large write asyncio's TLS hands everything on before it pauses us.
+            for at in range(0, len(data), WRITE_BYTES):
+                self._writer.write(data[at : at + WRITE_BYTES])
+                await self._writer.drain()
 
 
 def _bound(writer: asyncio.StreamWriter) -> None:
     """Bound what is kept for a reader that is slow, and how long for one that is dead."""
-    # Otherwise half a MiB waits in the TLS layer before `drain` waits for the peer.
+    # asyncio's default for TLS is half a MiB.
     writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

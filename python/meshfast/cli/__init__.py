@@ -27,6 +27,7 @@ __all__ = ["app", "main"]
 COMMANDS = {
     "check": "meshfast.cli.check",
     "completion": "meshfast.cli.completion",
+    "control": "meshfast.cli.control",
     "demo": "meshfast.cli.demo",
     "proxy": "meshfast.cli.proxy",
     "run": "meshfast.cli.run",
