@@ -109,6 +109,7 @@ class MeshAgent(Supervised):
         self.documents: list[dict[str, Any]] = []
         self.identities: list[dict[str, Any]] = []
         self.is_meshed = False
+        self.has_withdrawn = False
         self.holds_back = False  # snapshots are not answered
         self.first: dict[str, Any] = json.loads(encode_document(first))
         super().__init__(directory, document=self.first, mesh=settings)
@@ -142,6 +143,8 @@ class MeshAgent(Supervised):
             self.send(type="identity_applied", serial=message["serial"])
         elif message["type"] == "meshed":
             self.is_meshed = True
+        elif message["type"] == "withdrawn":
+            self.has_withdrawn = True
 
     def answer_snapshot(self) -> None:
         """Say that all workers serve from the newest snapshot."""

@@ -371,6 +371,36 @@ def test_says_when_the_application_can_be_reached_beside_the_sidecar(
         assert agent.events(text)[0]["addresses"] == ["0.0.0.0"]
 
 
+def test_says_that_it_has_withdrawn_when_nobody_is_sent_here_any_more(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    with accepting() as app:
+        agents.append(agent := MeshAgent(tmp_path, control, app_port=app.getsockname()[1]))
+        agent.until_meshed()
+        put_order(control, "127.0.0.1:15006")
+        agent.pump(lambda: control.said_of(Registration), "registered")
+        agent.pump(lambda: agent.endpoints_of(ORDER), "its endpoint")
+        agent.send(type="drain", deadline_ms=1000)
+        agent.pump(lambda: control.said_of(Registration)[-1].ports == [], "deregistered")
+        assert not agent.has_withdrawn
+        put_order(control, "10.0.0.2:15006")
+        agent.pump(lambda: agent.has_withdrawn, "withdrawn")
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_one_that_was_never_registered_or_is_cut_off_withdraws_at_once(
+    agent: MeshAgent, control: ControlPlane, is_connected: bool
+) -> None:
+    agent.until_meshed()
+    if not is_connected:
+        control.stop()
+        agent.pump(lambda: agent.events("no control plane"), "it notices")
+    agent.send(type="drain", deadline_ms=1000)
+    agent.pump(lambda: agent.has_withdrawn, "withdrawn", 1)
+    if not is_connected:
+        control.start()
+
+
 # outages
 
 

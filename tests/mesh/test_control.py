@@ -69,10 +69,12 @@ def test_deregisters_at_drain(agent: MeshAgent, control: Control) -> None:
 
 
 def test_a_killed_control_plane_is_met_again_without_a_new_snapshot(
-    agent: MeshAgent, control: Control
+    agent: MeshAgent, control: Control, app: socket.socket
 ) -> None:
     agent.until_meshed()
-    agent.pump(lambda: len(agent.document["clusters"]) == 2, "its own cluster")
+    name = f"outbound|{app.getsockname()[1]}||payment.default"
+    agent.pump(lambda: agent.hosts() and agent.endpoints_of(name), "its own endpoint")
+    agent.pump(lambda: control.ask(sidecars=True)[0]["state"] == "SYNCED", "synced")
     documents = len(agent.documents)
     control.kill()
     agent.pump(lambda: agent.events("no control plane"), "it notices")

@@ -164,6 +164,45 @@ def test_a_stop_quiets_inbound_before_the_application_is_told(tmp_path: Path) ->
         assert mesh.wait() == 7
 
 
+def test_calls_come_in_until_nobody_is_sent_here_any_more(tmp_path: Path) -> None:
+    with AppMesh(tmp_path, agent="is_cut_off=True") as mesh:
+        mesh.meshed()
+        mesh.app()
+        mesh.signal(signal.SIGTERM)
+        mesh.wait_for_message({"type": "drain", "deadline_ms": 5_000})
+        assert mesh.ask(name=INBOUND["name"])["slot"] in (0, 1)
+        mesh.tell('say {"type":"withdrawn"}', "metrics")
+        assert mesh.wait() == 7
+
+
+def test_an_agent_that_cannot_withdraw_is_not_waited_for_long(tmp_path: Path) -> None:
+    with AppMesh(tmp_path, agent="is_cut_off=True") as mesh:
+        mesh.meshed()
+        mesh.app()
+        mesh.signal(signal.SIGTERM)
+        assert mesh.wait(8) == 7
+
+
+def test_a_sidecar_without_application_withdraws_before_it_drains(tmp_path: Path) -> None:
+    with Mesh(tmp_path, agent="is_cut_off=True") as mesh:
+        mesh.ask('say {"type":"meshed"}', "metrics")
+        mesh.signal(signal.SIGTERM)
+        mesh.wait_for_text("withdrawing from the mesh")
+        assert mesh.ask()["slot"] in (0, 1)
+        mesh.tell('say {"type":"withdrawn"}', "metrics")
+        assert mesh.wait() == 0
+
+
+def test_an_application_that_ends_while_the_sidecar_withdraws_ends_it(tmp_path: Path) -> None:
+    with AppMesh(tmp_path, agent="is_cut_off=True") as mesh:
+        mesh.meshed()
+        mesh.app()
+        mesh.signal(signal.SIGTERM)
+        mesh.wait_for_text("withdrawing from the mesh")
+        mesh.touch("exit", "6")
+        assert mesh.wait() == 6
+
+
 def test_outbound_stays_until_the_application_is_gone(tmp_path: Path) -> None:
     with AppMesh(tmp_path) as mesh:
         mesh.meshed()

@@ -4,7 +4,8 @@
     link     join or stream; pushes → apply → `applied` by all workers → ack or nack
     meshed   workers have an identity and a first configuration → the application may start
     serving  renew, register while the port accepts, keep what was applied on disk
-    drain    deregister; configuration goes on, because the application may still call others
+    drain    deregister, and say so when nobody is sent here any more; configuration goes on,
+             because the application may still call others
 
 For now it subscribes to everything of its mesh (`*` of each type), not to what it dials.
 
@@ -150,6 +151,7 @@ class Mesh:
         self._is_configured = False
         self.is_meshed = False
         self._is_draining = False
+        self._has_withdrawn = False
         self._shown = b""  # the identity that workers were given before this agent began
         self._pending: tuple[int, bytes] = (0, b"")  # id of the request under way, and its key
         self.publisher = MeshPublisher(
@@ -197,6 +199,8 @@ class Mesh:
         self._is_draining = True
         self._health.stop()
         self._register()
+        self._report()
+        self._check_withdrawn()
 
     def finish(self) -> None:
         """Say goodbye and wait for the disk, a second at most."""
@@ -392,6 +396,7 @@ class Mesh:
         if not self._is_configured and all(session.is_complete(type) for type in TYPES):
             self._is_configured = True
         self._check_meshed()
+        self._check_withdrawn()
         self._report()
         self._link.flush()
         self._take_pushes()
@@ -408,6 +413,7 @@ class Mesh:
     def _on_lost(self) -> None:
         self._facts.control_plane_lost_at = time.monotonic()
         self._facts.control_plane_losses += 1
+        self._check_withdrawn()
 
     def _report(self) -> None:
         if self._link.is_open:
@@ -432,6 +438,22 @@ class Mesh:
             )
         )
         self._link.flush()
+
+    def _check_withdrawn(self) -> None:
+        """Say once that this sidecar is in nobody's endpoints, as far as can be seen from here.
+
+        What the control plane has sent to this sidecar it has sent to all.
+        """
+        if not self._is_draining or self._has_withdrawn:
+            return
+        is_sent_to = self._health.seen and self._link.is_open and self._is_endpoint()
+        if not is_sent_to:
+            self._has_withdrawn = True
+            self._control.send({"type": "withdrawn"})
+
+    def _is_endpoint(self) -> bool:
+        address = self._inbound_address()
+        return any(known == address for _, known in self._facts.endpoints.values())
 
     def _inbound_address(self) -> str:
         """Where others reach the inbound listener: bound to one address, given, or found out."""

@@ -49,7 +49,10 @@ AGENT = -1
 
 
 class AgentPost:
-    """The agent and its post. `failure` is the reason to stop everything, empty if none."""
+    """The agent and its post. `failure` is the reason to stop everything, empty if none.
+
+    `has_withdrawn`: nobody is sent to this sidecar any more, as far as the agent can see.
+    """
 
     def __init__(self, holdings: Holdings, loop: Loop, fleet: Fleet) -> None:
         """Begin without an agent; `settle` starts one."""
@@ -59,6 +62,7 @@ class AgentPost:
         self.agent: Child | None = None
         self.post = Respawn()
         self.failure = ""
+        self.has_withdrawn = False
         self.told = holdings.generation
         self.told_identity = 0
         self._handlers: dict[str, Handler] = {
@@ -67,6 +71,7 @@ class AgentPost:
             "identity": self._on_identity,
             "meshed": self._on_meshed,
             "snapshot": self._on_snapshot,
+            "withdrawn": self._on_withdrawn,
         }
 
     def adopt(self, agent: Child | None, told: int, told_identity: int) -> None:
@@ -208,6 +213,10 @@ class AgentPost:
     def _on_meshed(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)
         self.holdings.is_meshed = True
+
+    def _on_withdrawn(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
+        channel.close_all(fds)
+        self.has_withdrawn = True
 
     def _on_bind(self, agent: Child, message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

@@ -2,8 +2,10 @@
 
     phase     how it ends
     booting   every worker and the agent are ready → serving; a boot failure → stopping, exit 1
-    serving   SIGTERM or SIGINT → quieting, or draining without an application; the application
-              ends → draining; the last worker cannot start → stopping, exit 1
+    serving   SIGTERM or SIGINT → withdrawing in a mesh, else draining; the application ends →
+              draining; the last worker cannot start → stopping, exit 1
+    withdraw. the agent has seen that nobody is sent here any more, or 2 s are over → quieting, or
+              draining without an application
     quieting  no worker has an inbound exchange, or the drain time is over → leaving
     leaving   the application, told to end, is gone → draining
     draining  no worker is left → stopping; a second SIGTERM or SIGINT → everything is killed
@@ -39,13 +41,17 @@ __all__ = ["Supervisor"]
 
 BOOTING = "booting"
 SERVING = "serving"
+WITHDRAWING = "withdrawing"
 QUIETING = "quieting"
 LEAVING = "leaving"
 DRAINING = "draining"
 STOPPING = "stopping"
 
 # Phases in which workers and agent are replaced when they die.
-KEPT_UP = (BOOTING, SERVING, QUIETING, LEAVING)
+KEPT_UP = (BOOTING, SERVING, WITHDRAWING, QUIETING, LEAVING)
+
+# A control plane that cannot say so in this time is not worth waiting for.
+WITHDRAW_S_MAX = 2.0
 
 
 class Supervisor:
@@ -61,7 +67,7 @@ class Supervisor:
         self.hot_restart = HotRestart(holdings, self.fleet, self.agent_post, self.app)
         self.phase = BOOTING
         self.exit_code = 0
-        self._quiet_until: float | None = None
+        self._step_until: float | None = None  # the end of withdrawing or quieting
         self._signal_pipe = signals.install()
         self._on_signal: dict[int, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
@@ -123,10 +129,14 @@ class Supervisor:
         """Start the application when all is there for it, and go on when it is quiet or gone."""
         if self.phase == SERVING:
             self.app.start_if_due()
-        if self.phase == QUIETING and (self.fleet.is_quiet or now >= (self._quiet_until or now)):
+        is_over = self._step_until is not None and now >= self._step_until
+        if self.phase == WITHDRAWING and (self.agent_post.has_withdrawn or is_over):
+            self._quiet(now) if self.app.is_running else self._drain(now)
+        elif self.phase == QUIETING and (self.fleet.is_quiet or is_over):
             self.phase = LEAVING
+            self._step_until = None
             self.app.stop(now, self.holdings.settings.drain_ms / 1000)
-        if self.phase in (SERVING, QUIETING, LEAVING) and self.app.exit_code is not None:
+        if self.phase in KEPT_UP and self.app.exit_code is not None:
             self.exit_code = self.app.exit_code
             self._drain(now)
 
@@ -149,26 +159,33 @@ class Supervisor:
             self.app.stop(monotonic(), STOP_S_MAX)
 
     def _stop(self) -> None:
-        """Quiet or drain; kill what is left when asked again."""
-        if self.phase in (QUIETING, LEAVING, DRAINING, STOPPING):
+        """Withdraw or drain; kill what is left when asked again."""
+        if self.phase in (WITHDRAWING, QUIETING, LEAVING, DRAINING, STOPPING):
             say("stopping at once")
             self.phase = STOPPING
             self.fleet.kill()
             self.agent_post.kill()
             self.app.kill()
-        elif self.app.is_running:
-            self._quiet(monotonic())
+        elif self.holdings.is_meshed:
+            self._withdraw(monotonic())
         else:
             self._drain(monotonic())
+
+    def _withdraw(self, now: float) -> None:
+        """Have the agent deregister, so that nobody is sent here when the sockets close."""
+        say("withdrawing from the mesh")
+        self.phase = WITHDRAWING
+        self._step_until = now + WITHDRAW_S_MAX
+        notify("STOPPING=1")
+        drain_ms = self.holdings.settings.drain_ms
+        self.agent_post.send({"type": "drain", "deadline_ms": drain_ms})
 
     def _quiet(self, now: float) -> None:
         """Take no more calls for the application; it may still make its own."""
         drain_ms = self.holdings.settings.drain_ms
         say(f"stopping: inbound exchanges have up to {drain_ms} ms")
         self.phase = QUIETING
-        self._quiet_until = now + drain_ms / 1000
-        notify("STOPPING=1")
-        self.agent_post.send({"type": "drain", "deadline_ms": drain_ms})
+        self._step_until = now + drain_ms / 1000
         self.fleet.drain_inbound(drain_ms)
         self.holdings.close_inbound()
 
@@ -227,7 +244,7 @@ class Supervisor:
             self.fleet.next_deadline(now),
             self.agent_post.next_deadline(now),
             self.app.kill_at,
-            self._quiet_until if self.phase == QUIETING else None,
+            self._step_until if self.phase in (WITHDRAWING, QUIETING) else None,
             self.hot_restart.kill_at,
             now if self.hot_restart.is_due and self.phase == SERVING else None,
         ]

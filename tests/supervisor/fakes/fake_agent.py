@@ -15,10 +15,14 @@ from typing import Any, NoReturn
 
 @dataclass
 class Behaviour:
-    """`boot_exit`: exit with this code at once. `is_stubborn`: does not end when told to stop."""
+    """`boot_exit`: exit with this code at once. `is_stubborn`: does not end when told to stop.
+
+    `is_cut_off`: cannot withdraw, as without a control plane that answers.
+    """
 
     boot_exit: int | None = None
     is_stubborn: bool = False
+    is_cut_off: bool = False
 
 
 class Agent:
@@ -51,6 +55,8 @@ class Agent:
         if not data:
             os._exit(0)
         self.heard.append(json.loads(data))
+        if self.heard[-1]["type"] == "drain" and not self.behaviour.is_cut_off:
+            self.control.send(b'{"type": "withdrawn"}')
         if self.heard[-1]["type"] == "stop" and not self.behaviour.is_stubborn:
             os._exit(0)
 
