@@ -58,8 +58,9 @@ async def _run(options: Options, serve_api: ServeApi | None) -> None:
         try:
             await plane.start()
         except OSError as error:
-            known = error.errno is not None and error.errno > 0
-            reason = os.strerror(error.errno) if known else error.strerror
+            # asyncio joins address and reason; names that do not resolve have numbers below 0.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
             raise MeshfastError(
                 f"cannot listen on {options.host}:{options.port}: {reason}"
             ) from None

@@ -8,7 +8,7 @@ Invariants:
 2. The number of streams is bounded, and so is the memory of those that are gone.
 3. Every stream of a namespace has the same view.
 
-Tests: tests/control/push/test_streams.py.
+Tests: tests/control/server/test_stream.py, test_limits.py, test_revocation.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is answered 503, as in Istio, until somebody registers, and a rule may be writte
 Where a ServiceEntry has the host of a registered service, the service wins: its identity was
 verified. (`check` refuses such a ServiceEntry when the service is there already.)
 
-Tests: tests/control/translate/test_hosts.py.
+Tests: tests/control/translate/test_translation.py, test_check.py.
 """
 
 from __future__ import annotations

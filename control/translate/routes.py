@@ -8,7 +8,7 @@ brings sees the port itself and is taken as written.
 Invariants: a domain stands in one virtual host only; of two rules for a host the first by name
 counts (`check` refuses the second one).
 
-Tests: tests/control/translate/test_routes.py.
+Tests: tests/control/translate/test_translation.py.
 """
 
 from __future__ import annotations
