@@ -37,6 +37,8 @@ def certificate(
         datetime.datetime(2026, 2, 28, 1, 2, 3),
         datetime.datetime(2049, 12, 31, 23, 59, 59),  # the last UTCTime
         datetime.datetime(2050, 1, 1),  # the first GeneralizedTime
+        datetime.datetime(2100, 3, 1),  # no leap year
+        datetime.datetime(2400, 2, 29),
         datetime.datetime(9999, 12, 31, 23, 59, 59),
     ],
 )

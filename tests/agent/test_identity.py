@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,7 +19,7 @@ class Clock:
         self.now = 0.0
         self.timers: list[Timer] = []
 
-    def call_later(self, delay_s: float, call: object) -> "Timer":
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> "Timer":
         timer = Timer(self.now + delay_s, call)
         self.timers.append(timer)
         return timer
@@ -28,14 +29,15 @@ class Clock:
             first = min(due, key=lambda one: one.at)
             self.now = first.at
             call, first.call = first.call, None
+            assert call is not None
             call()
         self.now = end
 
 
 class Timer:
-    def __init__(self, at: float, call: object) -> None:
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
         self.at = at
-        self.call: object = call
+        self.call: Callable[[], None] | None = call
 
     def cancel(self) -> None:
         self.call = None
@@ -91,9 +93,10 @@ def test_a_new_certificate_ends_the_attempts_of_the_old_one() -> None:
     asked = Asked(0.0)
     asked.renewal.obtained(100)
     asked.clock.run_until(36)
-    assert asked.renewal.is_due
+    due = [asked.renewal.is_due]
     asked.renewal.obtained(100)
-    assert not asked.renewal.is_due
+    due.append(asked.renewal.is_due)
+    assert due == [True, False]
     asked.clock.run_until(36 + 34)
     assert len(asked.attempts) == 1
     assert not asked.alarms

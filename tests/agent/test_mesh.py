@@ -13,6 +13,7 @@ from meshfast.agent.certificate import parse
 from meshfast.discovery import (
     Ack,
     CertificateRequest,
+    Goodbye,
     Hello,
     Nack,
     Registration,
@@ -399,6 +400,21 @@ def test_one_that_was_never_registered_or_is_cut_off_withdraws_at_once(
     agent.pump(lambda: agent.has_withdrawn, "withdrawn", 1)
     if not is_connected:
         control.start()
+
+
+@pytest.mark.parametrize("is_draining", [True, False])
+def test_only_one_that_drains_says_goodbye(
+    agent: MeshAgent, control: ControlPlane, is_draining: bool
+) -> None:
+    agent.until_meshed()
+    if is_draining:
+        agent.send(type="drain", deadline_ms=1000)
+    assert agent.stop() == 0
+    if is_draining:
+        wait_for(lambda: control.said_of(Goodbye))
+    control.stop()
+    assert [one.code for one in control.said_of(Goodbye)] == ["drain"] * is_draining
+    control.start()
 
 
 # outages

@@ -116,8 +116,9 @@ def test_an_instance_is_named_after_service_and_port_and_its_host(planner: Plann
 
 @pytest.mark.parametrize("option", ["service", "namespace"])
 def test_options_that_contradict_the_token_are_refused(planner: Planner, option: str) -> None:
+    given: dict[str, Any] = {option: "other"}
     with pytest.raises(ConfigError, match=f"--{option}: 'other' is not what the token is for"):
-        planner.plan(**{option: "other"})
+        planner.plan(**given)
 
 
 def test_a_token_file_wins_over_the_environment(planner: Planner, tmp_path: Path) -> None:
@@ -300,10 +301,10 @@ def test_a_command_line_that_lacks_something_is_wrong_usage(arguments: tuple[str
 @pytest.mark.parametrize(
     ("environment", "uid", "expected"),
     [
-        ({}, 0, "/var/lib/meshfast"),
-        ({"XDG_STATE_HOME": "/x"}, 0, "/x/meshfast"),
-        ({"XDG_STATE_HOME": "/x"}, 1000, "/x/meshfast"),
-        ({}, 1000, f"{Path.home()}/.local/state/meshfast"),
+        ({}, 0, "/var/lib/meshfast/sidecars"),
+        ({"XDG_STATE_HOME": "/x"}, 0, "/x/meshfast/sidecars"),
+        ({"XDG_STATE_HOME": "/x"}, 1000, "/x/meshfast/sidecars"),
+        ({}, 1000, f"{Path.home()}/.local/state/meshfast/sidecars"),
     ],
 )
 def test_state_is_kept_where_it_outlives_a_reboot(

@@ -170,7 +170,7 @@ class Sidecar:
     def address(self, direction: str) -> str:
         """Where `outbound`, `inbound` or `metrics` really listens."""
         found = {name: at for at, name in LISTENING.findall(self.text)}
-        return next(at for name, at in found.items() if name.startswith(direction))
+        return next(str(at) for name, at in found.items() if name.startswith(direction))
 
     def until_started(self) -> None:
         """Wait until the application runs."""

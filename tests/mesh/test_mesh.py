@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_services_call_each_other_by_name_over_mutual_tls(mesh: Fixture) -> None
     assert 'source_principal="spiffe://cluster.local/ns/default/sa/order"' in text
 
 
+def says(sidecar: Sidecar, text: str) -> bool:
+    """Tell whether its log holds a text."""
+    return text in sidecar.text
+
+
+def has_renewed(sidecar: Sidecar, times: int) -> bool:
+    """Tell whether its certificate has been asked for so often."""
+    return f"meshfast_certificate_requests_total {times}" in scrape(sidecar)
+
+
 def scrape(sidecar: Sidecar) -> str:
     """The metrics of a sidecar."""
     host, _, port = sidecar.address("metrics").rpartition(":")
@@ -126,7 +137,7 @@ def test_a_job_ends_with_its_own_code_within_a_second(mesh: Fixture) -> None:
     mesh.serve("payment")
     for code in (0, 3):
         job = mesh.run("job", name=f"job-{code}", command=["sh", "-c", f"sleep 0.2; exit {code}"])
-        wait_until(lambda job=job: "the application" in job.text, "it ends")
+        wait_until(partial(says, job, "the application"), "it ends")
         ended_at = time.monotonic()
         assert job.process.wait(10) == code
         assert time.monotonic() - ended_at < 1.0
@@ -252,11 +263,7 @@ def test_certificates_are_renewed_under_load_without_a_failed_request(tmp_path: 
         until_reached(order, url)
         with Calls(order, url, rate=200) as calls:
             for one in (payment, order):
-                wait_until(
-                    lambda one=one: "meshfast_certificate_requests_total 4" in scrape(one),
-                    "four renewals",
-                    40,
-                )
+                wait_until(partial(has_renewed, one, 4), "four renewals", 40)
         assert calls.counted.keys() == {"200"}, calls.counted
     finally:
         mesh.close()

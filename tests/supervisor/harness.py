@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 FAKES = Path(__file__).parent / "fakes"
 # Correctness deadlines carry slack for a busy machine of two cores.
@@ -144,7 +144,7 @@ class Mesh:
         for cached in self.modules.glob(f"__pycache__/{kind}_*"):
             cached.unlink()
 
-    def start(self) -> "Mesh":
+    def start(self) -> Self:
         """Start the supervisor without waiting for anything."""
         shared_memory_fd = os.memfd_create("shared-memory")
         snapshot_fd = os.memfd_create("snapshot")
@@ -164,7 +164,7 @@ class Mesh:
         os.close(snapshot_fd)
         return self
 
-    def __enter__(self) -> "Mesh":
+    def __enter__(self) -> Self:
         """Start and wait until the mesh serves."""
         self.start()
         try:

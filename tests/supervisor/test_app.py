@@ -12,8 +12,13 @@ import pytest
 
 from tests.supervisor.harness import HeldConnection, Mesh, connect, is_alive, wait_until
 
-WEB = {"name": "web", "address": "127.0.0.1:0", "owner": "worker", "fallback": False}
-INBOUND = {**WEB, "name": "inbound/127.0.0.1:0"}
+WEB: dict[str, Any] = {
+    "name": "web",
+    "address": "127.0.0.1:0",
+    "owner": "worker",
+    "fallback": False,
+}
+INBOUND: dict[str, Any] = {**WEB, "name": "inbound/127.0.0.1:0"}
 
 # Writes what it sees to FILE; ends on SIGTERM with 7 and says so; `ask` and `exit` through a FIFO.
 APP = """

@@ -11,8 +11,6 @@ Tests: tests/agent/test_certificate.py.
 
 from __future__ import annotations
 
-import calendar
-
 __all__ = ["Certificate", "CertificateError", "parse"]
 
 SEQUENCE, INTEGER, BOOLEAN, OBJECT_ID, OCTETS = 0x30, 0x02, 0x01, 0x06, 0x04
@@ -91,8 +89,16 @@ def _time(tag: int, content: bytes) -> int:
         raise ValueError("a time in another form")
     if not text[:14].isdigit() or text[14] != "Z":
         raise ValueError("a time that is not in UTC")
-    parts = (text[:4], text[4:6], text[6:8], text[8:10], text[10:12], text[12:14])
-    return calendar.timegm((*(int(part) for part in parts), 0, 0, 0))
+    year, month, day = int(text[:4]), int(text[4:6]), int(text[6:8])
+    hour, minute, second = int(text[8:10]), int(text[10:12]), int(text[12:14])
+    return ((_days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second
+
+
+def _days(year: int, month: int, day: int) -> int:
+    """Count the days from 1970-01-01; years begin in March, so that a leap day comes last."""
+    year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
+    days_of_years = 365 * year + year // 4 - year // 100 + year // 400
+    return days_of_years + (153 * month + 2) // 5 + day - 1 - 719468
 
 
 class _Reader:

@@ -119,12 +119,16 @@ class Link:
             for message in self.session.poll_messages():
                 self._stream.send(message)
 
-    def stop(self) -> None:
-        """Say goodbye, as far as the peer takes it now, and never come back."""
+    def stop(self, *, for_good: bool) -> None:
+        """Never come back. `for_good`: say goodbye, which ends the registration at once.
+
+        Otherwise another agent of this sidecar follows, and nobody should notice.
+        """
         self._stopped = True
         if self._stream is not None and self.is_open:
             self.flush()
-            self._stream.send(Goodbye("drain"))
+            if for_good:
+                self._stream.send(Goodbye("drain"))
             self._stream.finish()
         self._hang_up()
 

@@ -203,9 +203,9 @@ class Mesh:
         self._check_withdrawn()
 
     def finish(self) -> None:
-        """Say goodbye and wait for the disk, a second at most."""
+        """Leave the control plane and wait for the disk, a second at most."""
         self._renewal.cancel()
-        self._link.stop()
+        self._link.stop(for_good=self._is_draining)
         if not self._state.finish(FINISH_S):
             self._log.warning("state was not written in time", path=self._state.path)
 

@@ -137,7 +137,7 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--runtime-dir", type=click.Path(file_okay=False),
                  help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]"),
     click.option("--state-dir", type=click.Path(file_okay=False),
-                 help="Directory of keys and configuration.  [default: $XDG_STATE_HOME/meshfast]"),
+                 help="Keys and configuration.  [default: $XDG_STATE_HOME/meshfast/sidecars]"),
     click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text",
                  help="json: print the plan, without secrets, and stop."),
 )  # fmt: skip
@@ -160,7 +160,7 @@ def sidecar(ctx: click.Context, /, **given: Any) -> None:
 
     \b
         meshfast sidecar --port 8080 --token-file payment.token
-        . ~/.local/state/meshfast/payment-8080/environment && exec ./payment
+        . ~/.local/state/meshfast/sidecars/payment-8080/environment; exec ./payment
     """
     plan = make_plan(given, explicit_options(ctx), os.environ, keeps_credential=True)
     if given["output"] == "json":
@@ -320,9 +320,9 @@ def print_plan(plan: Plan) -> None:
 def default_state_dir(environment: Mapping[str, str], uid: int) -> str:
     """Choose where keys and configuration outlive a reboot."""
     if uid == 0 and "XDG_STATE_HOME" not in environment:
-        return "/var/lib/meshfast"
+        return "/var/lib/meshfast/sidecars"
     base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return f"{base}/meshfast"
+    return f"{base}/meshfast/sidecars"
 
 
 def explicit_options(ctx: click.Context) -> frozenset[str]:
