@@ -59,8 +59,8 @@ async def _run(options: Options, serve_api: ServeApi | None) -> None:
             await plane.start()
         except OSError as error:
             # asyncio joins address and reason; names that do not resolve have numbers below 0.
-            number = error.errno or 0
-            reason = os.strerror(number) if number > 0 else error.strerror
+            code = error.errno or 0
+            reason = os.strerror(code) if code > 0 else error.strerror
             raise MeshfastError(
                 f"cannot listen on {options.host}:{options.port}: {reason}"
             ) from None

@@ -71,6 +71,8 @@ class Mesh:
         self.resources: dict[str, StoredResource] = {}
         self._workloads: dict[str, tuple[Revision, WorkloadRecord]] = {}
         self._revoked: set[tuple[str, str]] = set()
+        #: How often everything was read; each time the watch has another descriptor.
+        self.readings = 0
         self._read_all()
 
     @property
@@ -119,6 +121,7 @@ class Mesh:
 
     def _read_all(self) -> None:
         """Read one state and watch from there."""
+        self.readings += 1
         self.resources.clear()
         self._workloads.clear()
         self._revoked.clear()

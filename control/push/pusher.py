@@ -70,16 +70,18 @@ class Pusher:
     async def run(self, streams: Streams) -> None:
         """Watch and push until cancelled."""
         loop = asyncio.get_running_loop()
-        watched = self._mesh.fileno()
+        watched, readings = self._mesh.fileno(), self._mesh.readings
 
         def readable() -> None:
-            nonlocal watched
+            nonlocal watched, readings
             if self._mesh.poll():
                 self.note()
                 streams.end_revoked()
-            if self._mesh.fileno() != watched:  # everything was read again
+            if self._mesh.readings != readings:
+                # Everything was read again. The number of the new descriptor may be the old one's,
+                # which the kernel has forgotten with it.
                 loop.remove_reader(watched)
-                watched = self._mesh.fileno()
+                watched, readings = self._mesh.fileno(), self._mesh.readings
                 loop.add_reader(watched, readable)
 
         loop.add_reader(watched, readable)

@@ -99,7 +99,7 @@ def test_a_faulty_request_does_not_use_the_token_up(
         issuance.join(request_der, id, secret, "i1")
     assert refused.value.code is code
     assert store.revision() == before
-    assert issuance.join(csr(), id, secret, "i1")
+    issuance.join(csr(), id, secret, "i1")
 
 
 @pytest.mark.parametrize("instance", ["", "x" * 254])
@@ -180,7 +180,7 @@ def test_a_key_lives_on_over_renewals_for_thirty_days_only(
     with pytest.raises(RefusedError) as refused:
         issuance.renew(csr(key=key), found, "i1")
     assert refused.value.code is Refusal.KEY_AGE
-    assert issuance.renew(csr(), found, "i1")
+    issuance.renew(csr(), found, "i1")
 
 
 def test_records_go_when_the_certificate_does(
@@ -205,13 +205,12 @@ def test_a_revoked_identity_gets_nothing(issuance: Issuance, store: SqliteStore)
     store.transact(Transaction((Put(revoked_key("default", "payment"), b"{}"),)))
     assert issuance.is_revoked(PAYMENT)
     assert not issuance.is_revoked(ORDER)
-    for attempt in (
-        lambda: issuance.renew(csr(), found, "i1"),
-        lambda: issuance.join(csr(), *token(issuance), "i2"),
-    ):
-        with pytest.raises(RefusedError) as refused:
-            attempt()
-        assert refused.value.code is Refusal.REVOKED
+    with pytest.raises(RefusedError) as refused:
+        issuance.renew(csr(), found, "i1")
+    assert refused.value.code is Refusal.REVOKED
+    with pytest.raises(RefusedError) as refused:
+        issuance.join(csr(), *token(issuance), "i2")
+    assert refused.value.code is Refusal.REVOKED
 
 
 def test_an_instance_has_its_rate_and_all_have_one(

@@ -13,7 +13,6 @@ import pytest
 from meshfast.control.ca import SpiffeId
 from meshfast.control.ca.issuance import revoked_key
 from meshfast.control.push import Mesh, Pusher
-from meshfast.control.push import pusher as pusher_module
 from meshfast.control.push.debounce import Debounce
 from meshfast.control.push.resolver import Resolver
 from meshfast.control.push.view import NamespaceView
@@ -138,17 +137,16 @@ def test_what_cannot_be_translated_leaves_the_last_good_view(
             register(store, 1)
             await until(lambda: streams[0].views)
             good = pusher.view("default")
-            translation = pusher_module.Translation
 
             def fails(*arguments: Any) -> Any:
                 raise ConfigError("too many endpoints")
 
-            monkeypatch.setattr(pusher_module, "Translation", fails)
+            monkeypatch.setattr("meshfast.control.push.pusher.Translation", fails)
             register(store, 2)
             await until(lambda: "too many endpoints" in caplog.text)
             assert pusher.view("default") is good
             assert len(streams[0].views) == 1
-            monkeypatch.setattr(pusher_module, "Translation", translation)
+            monkeypatch.undo()
             register(store, 3)
             await until(lambda: len(streams[0].views) == 2)
             assert endpoints(streams[0].views[1]) == 3

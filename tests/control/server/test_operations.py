@@ -202,7 +202,7 @@ def test_two_that_apply_conflicting_rules_at_once_cannot_both_succeed(plane: Pla
     async def both() -> list[object]:
         texts = [RULE.replace("name: payment", f"name: rule-{number}") for number in range(8)]
         calls = (plane.operations.apply(text) for text in texts)
-        return await asyncio.gather(*calls, return_exceptions=True)
+        return list(await asyncio.gather(*calls, return_exceptions=True))
 
     outcomes = plane.ask(both())
     assert sum(isinstance(one, Applied) for one in outcomes) == 1
@@ -218,10 +218,12 @@ def test_services_and_workloads_are_shown(plane: Plane) -> None:
         for port, sidecar in ((8080, first), (8081, second)):
             sidecar.wait_open()
             sidecar.register(port, address=f"127.0.0.1:1{port}", healthy=port == 8080)
-            sidecar.subscribe()
-            sidecar.wait_until(lambda sidecar=sidecar: sidecar.held.get("endpoint"))
+        first.subscribe()
         first.wait_until(
-            lambda: b"18081" in first.held["endpoint"].get("outbound|8080||payment.default", b"")
+            lambda: (
+                b"18081"
+                in first.held.get("endpoint", {}).get("outbound|8080||payment.default", b"")
+            )
         )
         [service] = plane.ask(plane.operations.services())
         assert (service.host, service.ports) == ("payment.default", (8080,))

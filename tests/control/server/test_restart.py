@@ -18,12 +18,16 @@ ROOT = Path(__file__).resolve().parents[3]
 KILLS = 15
 
 
-def complete(sidecar: Sidecar) -> bool:
-    return all(map(sidecar.session.is_complete, ("cluster", "endpoint", "listener", "route")))
-
-
 def workloads(plane: Plane) -> list[str]:
     return [one.workload.instance for one in plane.ask(plane.operations.workloads())]
+
+
+def wait_for_payment(sidecar: Sidecar) -> None:
+    sidecar.wait_until(lambda: b"payment" in sidecar.held.get("route", {}).get("outbound", b""))
+
+
+def wait_for_pushes(sidecar: Sidecar, number: int) -> None:
+    sidecar.wait_until(lambda: len(sidecar.pushes) == number)
 
 
 def test_a_stop_says_goodbye(start: Start) -> None:
@@ -47,9 +51,7 @@ def test_sidecars_resume_with_what_they_hold_and_nothing_is_pushed_to_them(start
     payment.wait_open()
     payment.register(8080)
     for sidecar in (order, payment):
-        sidecar.wait_until(
-            lambda sidecar=sidecar: b"payment" in sidecar.held.get("route", {}).get("outbound", b"")
-        )
+        wait_for_payment(sidecar)
     revision, root = plane.operations.revision(), plane.token().root
     plane.stop()
     for sidecar in (order, payment):
@@ -62,7 +64,7 @@ def test_sidecars_resume_with_what_they_hold_and_nothing_is_pushed_to_them(start
     for sidecar in (order, payment):
         held = {type: dict(bodies) for type, bodies in sidecar.held.items()}
         sidecar.connect()
-        sidecar.wait_until(lambda sidecar=sidecar: len(sidecar.pushes) == 4)
+        wait_for_pushes(sidecar, 4)
         if sidecar is payment:
             payment.register(8080)
         assert [(one.resources, one.removed) for one in sidecar.pushes] == [([], [])] * 4

@@ -77,9 +77,12 @@ def test_health_reaches_others(plane: Plane) -> None:
     ):
         order.subscribe()
         payment.wait_open()
-        for healthy in (False, True, False):
-            payment.register(8080, healthy=healthy)
-            order.wait_until(lambda healthy=healthy: health() == [healthy])
+        payment.register(8080, healthy=False)
+        order.wait_until(lambda: health() == [False])
+        payment.register(8080, healthy=True)
+        order.wait_until(lambda: health() == [True])
+        payment.register(8080, healthy=False)
+        order.wait_until(lambda: health() == [False])
 
 
 def test_a_clean_goodbye_removes_a_workload_at_once_and_a_lost_one_after_the_grace(
@@ -338,9 +341,10 @@ def test_a_namespace_sees_its_own_short_names(plane: Plane) -> None:
     ):
         payment.wait_open()
         payment.register(8080)
-        for sidecar in (payment, order):
-            sidecar.subscribe()
-            sidecar.wait_until(lambda sidecar=sidecar: "payment.default" in domains(sidecar))
+        payment.subscribe()
+        order.subscribe()
+        payment.wait_until(lambda: "payment.default" in domains(payment))
+        order.wait_until(lambda: "payment.default" in domains(order))
     assert "payment" in domains(payment)
     assert "payment" not in domains(order)
     assert payment.held["cluster"] == order.held["cluster"]
