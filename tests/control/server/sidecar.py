@@ -91,6 +91,7 @@ class Wire:
         raw = socket.socket()
         if is_narrow:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.settimeout(DEADLINE_S)
         try:
             raw.connect((host, int(port)))
