@@ -37,7 +37,11 @@ spec:
 
 def test_a_sidecar_that_does_not_read_is_cut_off_and_others_do_not_wait(start: Start) -> None:
     plane = start(stream_limits=StreamLimits(send_s=1.0))
-    plane.ask(plane.operations.apply("---".join(map(entry, range(12)))))
+    applied = plane.ask(plane.operations.apply("---".join(map(entry, range(12)))))
+    deadline = time.monotonic() + 10
+    while plane.operations.revision() != applied.revision:  # else its first pushes are empty
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     slow = Sidecar.join(plane.token("slow"), "slow")
     slow.connect(is_narrow=True)
     slow.wait_open()
