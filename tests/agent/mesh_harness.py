@@ -92,6 +92,7 @@ class MeshAgent(Supervised):
             inbound=INBOUND,
             outbound=OUTBOUND,
             upstreams=mesh.pop("upstreams", ()),
+            service_port=mesh.pop("service_port", 0),
         )
         settings = {
             "sidecar": msgspec.to_builtins(sidecar),

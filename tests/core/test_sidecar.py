@@ -168,6 +168,12 @@ def test_the_first_document_builds_in_the_snapshot_compiler_but_for_tls() -> Non
     assert _core.Snapshot.build(json.dumps(document).encode())
 
 
+def test_the_inbound_cluster_is_named_by_the_port_that_callers_name() -> None:
+    facts = msgspec.structs.replace(FACTS, service_port=80)
+    (served,) = compose(facts, {}, generation=1, allocator=SlotAllocator()).clusters
+    assert (served.name, served.endpoints[0].address) == ("inbound|80||", "127.0.0.1:8080")
+
+
 def test_the_credential_is_asked_for_at_the_outbound_listener_only() -> None:
     facts = msgspec.structs.replace(FACTS, credential_sha256="ab")
     document = compose(facts, {}, generation=1, allocator=SlotAllocator())

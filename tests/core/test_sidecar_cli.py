@@ -215,8 +215,8 @@ def test_the_supervisor_takes_the_settings(planner: Planner) -> None:
 
 @pytest.mark.parametrize(("port", "expected"), [(None, 0), (80, 80)])
 def test_callers_may_name_another_port(planner: Planner, port: int | None, expected: int) -> None:
-    plan = planner.plan(service_port=port)
-    assert (plan.mesh.service_port, plan.mesh.sidecar.app_port) == (expected, 8080)
+    facts = planner.plan(service_port=port).mesh.sidecar
+    assert (facts.service_port, facts.app_port) == (expected, 8080)
 
 
 # what the application gets

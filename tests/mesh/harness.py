@@ -185,9 +185,15 @@ class Sidecar:
         """The proxy variables that the application got, from its environment."""
         self.until_started()
         pid = int(re.findall(r"started .* \(pid (\d+)\)", self.text)[-1])
-        entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
-        variables = dict(entry.partition("=")[::2] for entry in entries)
-        return {"http": variables["HTTP_PROXY"], "no": variables["NO_PROXY"]}
+
+        def variables() -> dict[str, str]:
+            """Those of the program, once the forked child has become it."""
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            found = dict(entry.partition("=")[::2] for entry in entries)
+            return found if "MESHFAST_INSTANCE" in found else {}
+
+        found = wait_until(variables, f"{self.name} has become its application")
+        return {"http": found["HTTP_PROXY"], "no": found["NO_PROXY"]}
 
     def get(self, url: str, *, proxy: str | None = None) -> tuple[int, Any]:
         """Call a URL as the application would."""

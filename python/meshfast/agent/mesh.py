@@ -74,7 +74,6 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `control` is `host:port`, `roots` are certificates in base64; `instance` names this sidecar
     among all. `address` is what others reach it by, "" for the address towards the control plane.
-    `service_port` is what callers name, 0 for the application's own.
     `environment` is text for the file of that name, in which `{outbound}` is the proxy's address.
     """
 
@@ -89,7 +88,6 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
     token_id: str = ""
     token_secret: str = ""
     protocol: str = "http"
-    service_port: int = 0
     address: str = ""
     environment: str = ""
 
@@ -424,7 +422,7 @@ class Mesh:
         """Say where the application is, from the first time its port has accepted on."""
         if not self._link.is_open or not self._health.seen:
             return
-        number = self._settings.service_port or self._sidecar.app_port
+        number = self._sidecar.service_port or self._sidecar.app_port
         port = Port(number, self._settings.protocol, self._settings.protocol)
         self._link.session.send(
             Registration(

@@ -82,7 +82,8 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     """What the host knows: who the application is, and where it and the listeners are.
 
-    `inbound` and `outbound` are names of listeners, `principal` is the SPIFFE id.
+    `inbound` and `outbound` are names of listeners, `principal` is the SPIFFE id. Callers name
+    `service_port`, 0 for the application's own; it names the inbound cluster.
     """
 
     service: str
@@ -92,6 +93,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     app_port: int
     inbound: str
     outbound: str
+    service_port: int = 0
     labels: dict[str, str] = {}
     upstreams: tuple[Upstream, ...] = ()
     credential_sha256: str | None = None
@@ -395,7 +397,7 @@ def _outbound_listener(sidecar: Sidecar, parts: _Parts) -> Listener:
 
 def _inbound_cluster(sidecar: Sidecar) -> Cluster:
     return Cluster(
-        name=f"inbound|{sidecar.app_port}||",
+        name=f"inbound|{sidecar.service_port or sidecar.app_port}||",
         service=Service(
             host=f"{sidecar.service}.{sidecar.namespace}",
             name=sidecar.service,
