@@ -17,6 +17,8 @@ __all__ = [
     "Snapshot",
     "TcpSeries",
     "WorkerStats",
+    "certificate_request",
+    "generate_key",
     "run_worker",
 ]
 
@@ -25,6 +27,16 @@ BUCKETS_MS: Final[tuple[float, ...]]
 
 def run_worker(settings: bytes) -> int:
     """Be a worker until it has drained; return the exit code (0 drained, 78 boot failure)."""
+
+def generate_key() -> bytes:
+    """Make a P-256 key; PKCS #8, DER. OSError when the system has no randomness."""
+
+def certificate_request(key: bytes, identity: str) -> bytes:
+    """Ask for a certificate with one name, the SPIFFE URI; PKCS #10, DER.
+
+    `key` is PKCS #8, DER; the subject is empty (X.509-SVID 2). ValueError for a key that is none
+    or an identity that is not ASCII.
+    """
 
 @final
 class Snapshot:

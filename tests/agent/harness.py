@@ -86,7 +86,10 @@ class Supervised:
                     "fd": self.listening.fileno(),
                 }
             ],
-            "bound": [{"name": one["name"]} for one in document["listeners"]],
+            "bound": [
+                {"name": one["name"], "address": one["name"].partition("/")[2]}
+                for one in document["listeners"]
+            ],
             "resolvers": [{"slot": 0, "fd": resolver.fileno()}],
             "agent": {"access_log": "off", "version": "1.2.3"} | agent,
         } | kept

@@ -1,8 +1,8 @@
 """Who may import the extension meshfast._core, and which half of it.
 
 The extension is loaded after the fork by those that need it: the worker runs an engine, the agent,
-the compiler of policy and the CLI use the offline half. import-linter sees no extension modules,
-so the imports are read from the syntax trees.
+the compiler of policy and the CLI use the offline half, and the agent makes its keys. import-linter
+sees no extension modules, so the imports are read from the syntax trees.
 """
 
 import ast
@@ -12,7 +12,8 @@ from tests.repository import text, tracked
 
 ONLINE = frozenset({"run_worker"})
 OFFLINE = frozenset({"BUCKETS_MS", "SharedMemory", "Snapshot"})
-ROOMS = {"agent": OFFLINE, "cli": OFFLINE, "policy": OFFLINE, "worker": ONLINE}
+KEYS = frozenset({"certificate_request", "generate_key"})
+ROOMS = {"agent": OFFLINE | KEYS, "cli": OFFLINE, "policy": OFFLINE, "worker": ONLINE}
 
 
 def room(path: Path) -> str:

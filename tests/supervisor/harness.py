@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 FAKES = Path(__file__).parent / "fakes"
 # Correctness deadlines carry slack for a busy machine of two cores.
@@ -107,7 +107,7 @@ class Mesh:
             "runtime_dir": str(folder / "run"),
             "workers": workers,
             "drain_ms": drain_ms,
-            "sockets": [*(sockets if sockets is not None else [web]), metrics],
+            "sockets": [*([web] if sockets is None else sockets), metrics],
             "generation": 1,
             "agent": {"kind": "fake"},
             "app": None,
@@ -119,6 +119,7 @@ class Mesh:
             },
             **settings,
         }
+        self.snapshot = b"snapshot 1"
         self.stderr_path = folder / "stderr"
         self.environment: dict[str, str] = {}
         self.seen: set[int] = set()
@@ -143,11 +144,11 @@ class Mesh:
         for cached in self.modules.glob(f"__pycache__/{kind}_*"):
             cached.unlink()
 
-    def start(self) -> "Mesh":
+    def start(self) -> Self:
         """Start the supervisor without waiting for anything."""
         shared_memory_fd = os.memfd_create("shared-memory")
         snapshot_fd = os.memfd_create("snapshot")
-        os.write(snapshot_fd, b"snapshot 1")
+        os.write(snapshot_fd, self.snapshot)
         given = {"shared_memory_fd": shared_memory_fd, "snapshot_fd": snapshot_fd}
         path = self.folder / "settings.json"
         path.write_text(json.dumps({**given, **self.settings}))
@@ -163,7 +164,7 @@ class Mesh:
         os.close(snapshot_fd)
         return self
 
-    def __enter__(self) -> "Mesh":
+    def __enter__(self) -> Self:
         """Start and wait until the mesh serves."""
         self.start()
         try:

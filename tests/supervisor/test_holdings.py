@@ -12,7 +12,8 @@ from meshfast.supervisor.hot_restart import State, StateError
 
 def state_of(holdings: Holdings) -> State:
     workers = [Child(3, 4711, 1020, 0, 7, 12.5, SERVING), Child(0, 4712, -1, 0, 7, None)]
-    return State(holdings, workers, [3, 0], Child(-1, 4713, 1021, 0, 7, None), told=6)
+    agent = Child(-1, 4713, 1021, 0, 7, None)
+    return State(holdings, workers, [3, 0], agent, told=6, told_identity=2, app={"pid": 4714})
 
 
 def test_a_state_survives_the_passage(holdings: Holdings) -> None:
@@ -38,7 +39,10 @@ def test_a_state_of_another_version_is_refused(holdings: Holdings) -> None:
         State.parse(json.dumps(document).encode())
 
 
-@pytest.mark.parametrize("path", ["homes", "holdings", "workers", "told", "agent"])
+PARTS = ["homes", "holdings", "workers", "told", "told_identity", "agent", "app"]
+
+
+@pytest.mark.parametrize("path", PARTS)
 def test_a_state_that_lacks_something_is_refused(holdings: Holdings, path: str) -> None:
     document = json.loads(state_of(holdings).encode())
     del document[path]

@@ -37,6 +37,12 @@ def test_takes_a_complete_document() -> None:
     assert (settings.worker_module, settings.agent_module) == ("meshfast.worker", "meshfast.agent")
 
 
+def test_takes_an_application() -> None:
+    app = parse({**GOOD, "app": {"command": ["a", "b"], "env": {"C": "d"}}}).app
+    assert app is not None
+    assert (app.command, app.env) == (["a", "b"], {"C": "d"})
+
+
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_refuses_a_document_without_a_field(name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is missing"):
@@ -55,7 +61,12 @@ def test_refuses_a_document_without_a_field(name: str) -> None:
         ({"snapshot_fd": -1}, "snapshot_fd must be 0 to"),
         ({"instance": "../other"}, "instance must be"),
         ({"instance": ""}, "instance must be"),
-        ({"app": {"command": ["true"]}}, "app must be null, not dict"),
+        ({"app": []}, "app must be null or dict, not list"),
+        ({"app": {"command": ["true"]}}, "app: env is missing"),
+        ({"app": {"command": [], "env": {}}}, "app: command and env must be texts"),
+        ({"app": {"command": [1], "env": {}}}, "app: command and env must be texts"),
+        ({"app": {"command": ["a"], "env": {"A": 1}}}, "app: command and env must be texts"),
+        ({"app": {"command": ["a\0"], "env": {}}}, "app: command and env must be texts"),
         ({"sockets": ["web"]}, r"sockets\[0\]: not an object"),
         ({"sockets": [WEB, WEB]}, r"sockets\[1\]: the name web is used twice"),
         ({"sockets": [{**WEB, "owner": "root"}]}, r"sockets\[0\]: owner must be one of"),

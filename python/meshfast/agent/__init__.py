@@ -11,11 +11,22 @@
     compiler    a short-lived process that compiles, so that its memory is not kept
     log         the agent's own log lines
 
+and in a sidecar of a mesh, loaded only there:
+
+    mesh            assembly: readiness, registration, what is kept on disk
+    link, stream    the line to the control plane; TLS and frames
+    identity        key, certificate, renewal; certificate reads what is needed of X.509
+    mesh_publisher  fragments of configuration to snapshots
+    state           whole files or none
+    health          whether the application's port accepts
+
 Workers never wait for the agent. What it refuses: requests on the metrics socket that are not GET
 or HEAD of a known path, and configurations that do not compile, whole.
 
 Memory is a promise (8 MB private), so imports are chosen by weight: no `typing`, `logging`,
-`threading`, `dataclasses`, `msgspec` or prometheus-client in this process.
+`threading`, `dataclasses`, `msgspec` or prometheus-client in this process. A sidecar's agent needs
+TLS and messages on top: measured on Python 3.11, 5.1 MB private without a mesh and 11.3 MB
+(13.5 MB of proportional share) in one.
 
 Tests: tests/agent.
 """

@@ -4,7 +4,7 @@
 
 Signals: SIGTERM, SIGINT and SIGHUP are ignored, the supervisor decides and says so on the control
 channel; SIGUSR1 and the message `reopen` reopen the access log. Ready (`/healthz/ready`) is from
-`serving` to `drain`.
+`serving` to `drain`; in a mesh not before there is an identity and a configuration.
 
 Invariant: whatever ends the agent in order, the lines that workers wrote until then are moved to
 the access log, as far as its output takes them within a second.
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from meshfast.agent.channel import Message
     from meshfast.agent.http import Handler, Request
+    from meshfast.agent.mesh import Keys, Mesh
+    from meshfast.agent.mesh_publisher import MeshPublisher
     from meshfast.agent.resolver import Lookup
     from meshfast.telemetry.source import Source
 
@@ -56,8 +58,15 @@ def main(settings_json: bytes) -> NoReturn:
         comm.write("meshfast-agent")  # what ps and top show (proc(5))
     settings = Settings(settings_json)
     source = _core.SharedMemory.open(settings.shared_memory_fd)
-    Agent(settings, source, _core.Snapshot.describe).run()
+    Agent(settings, source, _core.Snapshot.describe, _core.Snapshot.build).run()
     os._exit(0)  # a lookup that hangs in a thread does not hold the end up
+
+
+def _keys_of_the_extension() -> Keys:
+    from meshfast import _core
+    from meshfast.agent.mesh import Keys
+
+    return Keys(_core.generate_key, _core.certificate_request)
 
 
 class Agent:
@@ -68,15 +77,18 @@ class Agent:
         settings: Settings,
         source: Source,
         describe: Callable[[bytes], str],
+        build: Callable[[bytes], bytes],
         *,
         compiler: Sequence[str] = COMPILER,
         lookup: Lookup = look_up,
+        keys: Keys | None = None,
     ) -> None:
-        """Begin to serve; `run` does the rest."""
+        """Begin to serve; `run` does the rest. `keys` are `meshfast._core`'s when not given."""
         self._loop = Loop()
         self._source = source
         self._scrapes = 0
         self._state = "starting"
+        self._is_serving = False
         self._log = Log(settings.log_level)
         self._facts = AgentFacts(settings.product_version, settings.generation)
         self._processes = Processes(os.getppid(), os.getpid())
@@ -91,25 +103,50 @@ class Agent:
         self._control = Channel(
             self._loop, settings.control_fd, self._on_message, self._on_supervisor_gone
         )
-        self._publisher = Publisher(
-            self._loop,
-            settings,
-            self._control,
-            resolver,
-            source,
-            self._facts,
-            self._log,
-            describe,
-            compiler,
-        )
+        self._mesh: Mesh | None = None
+        self._publisher: Publisher | MeshPublisher
+        if settings.mesh is None:
+            self._publisher = Publisher(
+                self._loop,
+                settings,
+                self._control,
+                resolver,
+                source,
+                self._facts,
+                self._log,
+                describe,
+                compiler,
+            )
+        else:
+            # Not at the top: TLS, messages and policy weigh more than everything else here.
+            from meshfast.agent.mesh import Mesh
+
+            self._mesh = Mesh(
+                self._loop,
+                settings,
+                self._control,
+                resolver,
+                source,
+                self._facts,
+                self._log,
+                describe,
+                build,
+                keys or _keys_of_the_extension(),
+                self._check_ready,
+            )
+            self._publisher = self._mesh.publisher
         Reaper(self._loop, source)
         if "metrics" in settings.sockets:
             self._server = Server(self._loop, settings.sockets["metrics"], self._handlers())
         self._control.send({"type": "ready"})
+        if self._mesh is not None:
+            self._mesh.start()
 
     def run(self) -> None:
         """Serve until `stop` or the supervisor's end, then move the last access-log lines."""
         self._loop.run()
+        if self._mesh is not None:
+            self._mesh.finish()
         self._access_log.finish(FLUSH_S)
 
     def _watch_signals(self) -> None:
@@ -135,17 +172,28 @@ class Agent:
         elif kind == "drain":
             self._state = "draining"
             self._publisher.stop()
+            if self._mesh is not None:
+                self._mesh.drain()
+        elif kind == "identity_applied":
+            if self._mesh is not None:
+                self._mesh.on_identity_applied(message)
         elif kind == "reload":
             self._publisher.reload()
         elif kind == "reopen":
             self._access_log.reopen()
         elif kind == "serving":
-            if self._state == "starting":
-                self._state = "ready"
+            self._is_serving = True
+            self._check_ready()
         elif kind == "stop":
             self._loop.stop()
         else:
             self._log.warning("message of an unknown type", type=kind)
+
+    def _check_ready(self) -> None:
+        """Ready is: the workers serve, and a sidecar has identity and configuration."""
+        is_meshed = self._mesh is None or self._mesh.is_meshed
+        if self._state == "starting" and self._is_serving and is_meshed:
+            self._state = "ready"
 
     def _on_supervisor_gone(self) -> None:
         self._log.warning("the supervisor is gone")

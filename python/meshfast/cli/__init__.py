@@ -25,10 +25,14 @@ __all__ = ["app", "main"]
 
 # Command → module, and the attribute of that name in it.
 COMMANDS = {
+    "check": "meshfast.cli.check",
     "completion": "meshfast.cli.completion",
+    "control": "meshfast.cli.control",
     "demo": "meshfast.cli.demo",
     "proxy": "meshfast.cli.proxy",
+    "run": "meshfast.cli.run",
     "schema": "meshfast.cli.schema",
+    "sidecar": "meshfast.cli.sidecar",
     "version": "meshfast.cli.version",
 }
 

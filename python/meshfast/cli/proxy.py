@@ -23,12 +23,12 @@ from meshfast.resources import render_json, render_yaml
 from meshfast.resources.texts import duration_ms
 from meshfast.supervisor.settings import WORKERS_MAX
 
-__all__ = ["proxy"]
+__all__ = ["LOG_LEVELS", "Duration", "proxy"]
 
 LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 
 
-class _Duration(click.ParamType[int]):
+class Duration(click.ParamType[int]):
     """A duration as Go writes it, in whole milliseconds."""
 
     name = "duration"
@@ -74,7 +74,7 @@ class _Duration(click.ParamType[int]):
 @click.option(
     "--drain-time",
     "drain_ms",
-    type=_Duration(),
+    type=Duration(),
     default="45s",
     show_default=True,
     help="How long requests in flight may take once the proxy is told to stop.",

@@ -35,6 +35,7 @@ from meshfast.discovery.messages import (
 )
 from meshfast.discovery.revision import ORIGIN, Revision, content_version
 from meshfast.discovery.server import ServerSession, ServerState, View
+from meshfast.discovery.token import JoinToken, TokenError
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -56,6 +57,7 @@ __all__ = [
     "Goodbye",
     "Heartbeat",
     "Hello",
+    "JoinToken",
     "Message",
     "Nack",
     "Node",
@@ -70,6 +72,7 @@ __all__ = [
     "ServerState",
     "Status",
     "Subscribe",
+    "TokenError",
     "Unsubscribe",
     "View",
     "Welcome",

@@ -18,12 +18,22 @@ __all__ = ["Code", "DiscoveryError"]
 class Code(StrEnum):
     """Why a stream ended; the label in metrics and in `Goodbye`."""
 
+    #: The client's certificate has expired; renew, or join again.
+    EXPIRED = "expired"
     #: The bytes are no message: damaged, of a wrong type, or out of their range.
     MALFORMED = "malformed"
     #: The configuration offered is older than the one that is held.
     OUTDATED = "outdated"
+    #: Another stream of the same instance has taken over.
+    REPLACED = "replaced"
+    #: The identity was revoked.
+    REVOKED = "revoked"
+    #: The peer does not read what is sent to it, or has said nothing for too long.
+    SLOW = "slow"
     #: A frame is larger than the limit.
     TOO_LARGE = "too_large"
+    #: The certificate does not cover what was said or asked.
+    UNAUTHORIZED = "unauthorized"
     #: The message is one of ours, but not now, or not in this direction.
     UNEXPECTED = "unexpected"
     #: The message type is not known in this version.

@@ -200,10 +200,22 @@ class Nack(_Tagged, frozen=True, tag="nack"):
 
 
 class CertificateRequest(_Tagged, frozen=True, tag="certificate_request"):
-    """A PKCS #10 request in DER. The key stays where it is. `id` pairs request and response."""
+    """A PKCS #10 request in DER. The key stays where it is. `id` pairs request and response.
+
+    On a stream without a client certificate it is the only message that is taken, with the id and
+    the secret of a join token and the name of the instance that joins. With one it renews for the
+    same identity, and these fields are left out.
+    """
 
     id: Count
     csr: Annotated[bytes, Meta(max_length=CSR_BYTES_MAX)]
+    token_id: Text = ""
+    token_secret: Text = ""
+    instance: Text = ""
+
+    def __repr__(self) -> str:
+        """Render without the secret: a message that is refused may be written to a log."""
+        return f"CertificateRequest(id={self.id}, token_id={self.token_id!r})"
 
 
 class Registration(_Tagged, frozen=True, tag="registration"):

@@ -5,15 +5,32 @@ resources live here, and nowhere else, so that CLI, agent and control plane agre
 
     compile_source(source, *, generation, allocator, resolve) -> bytes
     build_source(…, build) -> (bytes, bytes)    the document, and the snapshot built from it
+    sidecar.apply(…)                            the same from what the control plane sends in parts
 
 Does not do: reading DNS, talking to workers, compiling regular expressions (the snapshot compiler
 in `meshfast._core` does, and refuses what RE2 refuses; `blame` finds the line).
 
-Tests: tests/core/test_golden.py, test_names.py, test_slots.py, test_source.py, test_blame.py.
+The names below are imported when they are used: the agent needs `sidecar` and `slots` only, and
+YAML and the kinds would cost it megabytes that it promised not to take.
+
+Tests: tests/core/test_golden.py, test_names.py, test_slots.py, test_source.py, test_blame.py,
+test_sidecar.py.
 """
 
-from meshfast.policy.slots import SLOTS_MAX, SlotAllocator
-from meshfast.policy.source import Resolve, Source, build_source, compile_source, load_source
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from meshfast.policy.slots import SLOTS_MAX, SlotAllocator
+    from meshfast.policy.source import (
+        Resolve,
+        Source,
+        build_source,
+        compile_source,
+        load_source,
+    )
 
 __all__ = [
     "SLOTS_MAX",
@@ -24,3 +41,22 @@ __all__ = [
     "compile_source",
     "load_source",
 ]
+
+_HOMES = {
+    "SLOTS_MAX": "meshfast.policy.slots",
+    "SlotAllocator": "meshfast.policy.slots",
+    "Resolve": "meshfast.policy.source",
+    "Source": "meshfast.policy.source",
+    "build_source": "meshfast.policy.source",
+    "compile_source": "meshfast.policy.source",
+    "load_source": "meshfast.policy.source",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for from its home (PEP 562)."""
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(home), name)

@@ -1,9 +1,10 @@
 """The snapshot document: what policy hands to the snapshot compiler, as structs and as JSON.
 
 The layout is version 1 of the contract with `rust/mesh`, which reads it with unknown fields denied.
-The structs only hold and encode; every decision is made in `meshfast.policy.compile`.
+The structs only hold and encode; every decision is made in `meshfast.policy.compile` and, for what
+the control plane sends in parts, in `meshfast.policy.sidecar`. A member that is UNSET is left out.
 
-Tests: tests/core/test_golden.py.
+Tests: tests/core/test_golden.py, test_sidecar.py.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 __all__ = [
     "Cluster",
+    "ClusterTls",
     "Destination",
     "Document",
     "Endpoint",
     "HttpRoute",
     "Listener",
+    "ListenerTls",
     "Match",
     "NamedMatch",
     "Service",
@@ -70,6 +74,18 @@ class Endpoint(_Part, frozen=True, kw_only=True):
     workload: Workload
 
 
+class ClusterTls(_Part, frozen=True, kw_only=True):
+    """Mutual TLS with the principal of each endpoint's workload, and `meshfast/1` over it."""
+
+    mode: Literal["ISTIO_MUTUAL"]
+
+
+class ListenerTls(_Part, frozen=True, kw_only=True):
+    """Mutual TLS and nothing else is accepted."""
+
+    mode: Literal["STRICT"]
+
+
 class Cluster(_Part, frozen=True, kw_only=True):
     """A named upstream: endpoints and how to choose among them; times in milliseconds."""
 
@@ -80,6 +96,7 @@ class Cluster(_Part, frozen=True, kw_only=True):
     connect_timeout_ms: int
     idle_timeout_ms: int
     endpoints: tuple[Endpoint, ...]
+    tls: ClusterTls | UnsetType | None = UNSET
 
 
 class Destination(_Part, frozen=True, kw_only=True):
@@ -134,7 +151,11 @@ class TcpRoute(_Part, frozen=True, kw_only=True):
 
 
 class Listener(_Part, frozen=True, kw_only=True):
-    """One bound address; `name` is the direction, a slash, and the address to bind."""
+    """One bound address; `name` is the direction, a slash, and the address to bind.
+
+    `credential_sha256` is the hash, in hexadecimal digits, of the base64 text that callers have to
+    send in `Proxy-Authorization: Basic`.
+    """
 
     name: str
     direction: Direction
@@ -142,6 +163,8 @@ class Listener(_Part, frozen=True, kw_only=True):
     forward_proxy: bool = False
     virtual_hosts: tuple[VirtualHost, ...] = ()
     tcp_routes: tuple[TcpRoute, ...] = ()
+    tls: ListenerTls | UnsetType | None = UNSET
+    credential_sha256: str | UnsetType | None = UNSET
 
     @property
     def address(self) -> str:

@@ -1,13 +1,14 @@
 """The agent's post: one agent at a time, replaced when it dies, and what it may ask for.
 
-The agent publishes snapshots and asks for listeners; both outlive it, because the supervisor keeps
-them. Its death never touches traffic. A replaced agent is stopped before the next one starts: two
-would read the same access-log rings. Its sockets stay open here, so nobody is refused meanwhile.
+The agent publishes snapshots, hands identities over and asks for listeners; all of that outlives
+it, because the supervisor keeps it. Its death never touches traffic. A replaced agent is stopped
+before the next one starts: two would read the same access-log rings. Its sockets stay open here, so
+nobody is refused meanwhile.
 
 Invariants
-1. Generations only grow; a snapshot that is not newer is dropped.
-2. `applied` is sent once all living workers serve from a generation, and its number only grows. An
-   agent that takes over hears the number in force when it has become ready.
+1. Generations and the serials of identities only grow; what is not newer is dropped.
+2. `applied` and `identity_applied` are sent once all living workers have it, and their numbers only
+   grow. An agent that takes over hears the numbers in force when it has become ready.
 
 Tests: tests/supervisor/test_agent.py.
 """
@@ -48,7 +49,10 @@ AGENT = -1
 
 
 class AgentPost:
-    """The agent and its post. `failure` is the reason to stop everything, empty if none."""
+    """The agent and its post. `failure` is the reason to stop everything, empty if none.
+
+    `has_withdrawn`: nobody is sent to this sidecar any more, as far as the agent can see.
+    """
 
     def __init__(self, holdings: Holdings, loop: Loop, fleet: Fleet) -> None:
         """Begin without an agent; `settle` starts one."""
@@ -58,18 +62,24 @@ class AgentPost:
         self.agent: Child | None = None
         self.post = Respawn()
         self.failure = ""
+        self.has_withdrawn = False
         self.told = holdings.generation
+        self.told_identity = 0
         self._handlers: dict[str, Handler] = {
             "ready": self._on_ready,
             "bind": self._on_bind,
+            "identity": self._on_identity,
+            "meshed": self._on_meshed,
             "snapshot": self._on_snapshot,
             "unbind": self._on_unbind,
+            "withdrawn": self._on_withdrawn,
         }
 
-    def adopt(self, agent: Child | None, told: int) -> None:
+    def adopt(self, agent: Child | None, told: int, told_identity: int) -> None:
         """Take over the agent of the image before and what it has heard as applied."""
         self.agent = agent
         self.told = told
+        self.told_identity = told_identity
         if agent is not None and agent.fd >= 0:
             listen_to(agent, self.loop, self._handlers)
 
@@ -86,11 +96,15 @@ class AgentPost:
             self.stop(now)
 
     def tell_applied(self) -> None:
-        """Tell the agent when all living workers serve from a newer snapshot than it knows."""
+        """Tell the agent when all living workers have something newer than it knows."""
         generation = self.fleet.generation_of_all
         if self.agent is not None and self.is_serving and generation > self.told:
             self.told = generation
             self.agent.send({"type": "applied", "generation": generation})
+        serial = self.fleet.identity_of_all
+        if self.agent is not None and self.is_serving and serial > self.told_identity:
+            self.told_identity = serial
+            self.agent.send({"type": "identity_applied", "serial": serial})
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message if there is an agent."""
@@ -170,6 +184,7 @@ class AgentPost:
         self.post.on_ready()
         if self.fleet.has_served:
             self.told = -1
+            self.told_identity = 0
             agent.send({"type": "serving"})
 
     def _on_snapshot(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
@@ -183,6 +198,26 @@ class AgentPost:
             return
         self.holdings.replace_snapshot(generation, fds[0])
         self.fleet.broadcast({"type": "snapshot", "generation": generation}, fds[0])
+
+    def _on_identity(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
+        serial = message.get("serial")
+        if len(fds) != 1 or type(serial) is not int:
+            channel.close_all(fds)
+            raise channel.ChannelError("an identity is a serial and one descriptor")
+        if serial <= self.holdings.identity_serial:
+            channel.close_all(fds)
+            say(f"identity {serial} is not newer than {self.holdings.identity_serial}: dropped")
+            return
+        self.holdings.replace_identity(serial, fds[0])
+        self.fleet.broadcast({"type": "identity", "serial": serial}, fds[0])
+
+    def _on_meshed(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
+        channel.close_all(fds)
+        self.holdings.is_meshed = True
+
+    def _on_withdrawn(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
+        channel.close_all(fds)
+        self.has_withdrawn = True
 
     def _on_bind(self, agent: Child, message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

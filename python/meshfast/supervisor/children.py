@@ -49,11 +49,12 @@ class Child:
     """A running worker or agent.
 
     `slot` is the worker's slot, -1 for the agent. `applied` is the snapshot it serves from or was
-    given at birth. `kill_at` is the monotonic second at which it is killed if it still lives, None
-    if it may live on. `image` is the supervisor's image that forked it.
+    given at birth, `identity` the serial of its identity likewise. `kill_at` is the monotonic
+    second at which it is killed if it still lives, None if it may live on. `image` is the
+    supervisor's image that forked it. `quiet`: it has no inbound exchange and takes none.
     """
 
-    __slots__ = ("applied", "fd", "image", "kill_at", "phase", "pid", "slot")
+    __slots__ = ("applied", "fd", "identity", "image", "kill_at", "phase", "pid", "quiet", "slot")
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Child:
         applied: int,
         kill_at: float | None,
         phase: str = BOOTING,
+        identity: int = 0,
+        quiet: bool = False,
     ) -> None:
         """Keep the fields; `fd` is the supervisor's end of the control channel, -1 when closed."""
         self.slot = slot
@@ -73,6 +76,8 @@ class Child:
         self.applied = applied
         self.kill_at = kill_at
         self.phase = phase
+        self.identity = identity
+        self.quiet = quiet
 
     @property
     def name(self) -> str:
@@ -154,7 +159,7 @@ def _be_a_child(module: str, module_path: list[str], settings: dict[str, Any]) -
 
 def _fds_named_by(settings: dict[str, Any]) -> list[int]:
     """Return what a settings document names: every `…_fd`, and `fd` in the entries of its lists."""
-    fds = [value for name, value in settings.items() if name.endswith("_fd")]
+    fds = [value for name, value in settings.items() if name.endswith("_fd") and value is not None]
     for value in settings.values():
         if type(value) is list:
             fds += [entry["fd"] for entry in value if "fd" in entry]

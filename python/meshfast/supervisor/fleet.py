@@ -75,6 +75,8 @@ class Fleet:
             "ready": self._on_ready,
             "applied": self._on_applied,
             "drained": self._on_drained,
+            "identity_applied": self._on_identity_applied,
+            "inbound_drained": self._on_inbound_drained,
         }
 
     def adopt(self, workers: list[Child], homes: list[int]) -> None:
@@ -99,6 +101,17 @@ class Fleet:
         """Return the oldest snapshot that a living worker may still serve from."""
         applied = [worker.applied for worker in self.workers.values()]
         return min(applied, default=self.holdings.generation)
+
+    @property
+    def identity_of_all(self) -> int:
+        """Return the oldest identity that a living worker may still show."""
+        serials = [worker.identity for worker in self.workers.values()]
+        return min(serials, default=self.holdings.identity_serial)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell whether no worker has an inbound exchange, after `drain_inbound`."""
+        return all(worker.quiet for worker in self.workers.values())
 
     def settle(self, now: float) -> None:
         """Fill empty lanes and go on with a replacement, as far as is possible now."""
@@ -126,6 +139,12 @@ class Fleet:
         for worker in self.workers.values():
             if worker.phase != DRAINING:
                 self._drain(worker, deadline_ms, now, closing=True)
+
+    def drain_inbound(self, deadline_ms: int) -> None:
+        """Ask every worker to finish what comes in; what the application sends out goes on."""
+        for worker in self.workers.values():
+            worker.quiet = False
+            worker.send({"type": "drain_inbound", "deadline_ms": deadline_ms})
 
     def kill(self) -> None:
         """Kill every worker; `on_exit` follows for each. A death is expected from now on."""
@@ -196,7 +215,14 @@ class Fleet:
                 self.failure = f"worker {slot} cannot be forked: {error.strerror}"
             return
         worker = Child(
-            slot, pid, fd, self.holdings.image, self.holdings.generation, now + BOOT_S_MAX
+            slot,
+            pid,
+            fd,
+            self.holdings.image,
+            self.holdings.generation,
+            now + BOOT_S_MAX,
+            identity=self.holdings.identity_serial,
+            quiet=not self.holdings.has_inbound,
         )
         self.workers[slot] = worker
         listen_to(worker, self.loop, self._handlers)
@@ -241,6 +267,17 @@ class Fleet:
         if type(generation) is not int or not 0 <= generation <= self.holdings.generation:
             raise channel.ChannelError(f"applied what was never sent: {generation!r}")
         worker.applied = max(worker.applied, generation)
+
+    def _on_identity_applied(self, worker: Child, message: dict[str, Any], fds: list[int]) -> None:
+        channel.close_all(fds)
+        serial = message.get("serial")
+        if type(serial) is not int or not 0 <= serial <= self.holdings.identity_serial:
+            raise channel.ChannelError(f"identity applied that was never sent: {serial!r}")
+        worker.identity = max(worker.identity, serial)
+
+    def _on_inbound_drained(self, worker: Child, _message: dict[str, Any], fds: list[int]) -> None:
+        channel.close_all(fds)
+        worker.quiet = True
 
     def _on_drained(self, worker: Child, _message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

@@ -22,17 +22,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Holdings"]
 
+# A listener is named by its direction, a slash, and the address that was asked for.
+INBOUND = "inbound/"
+
 
 class Holdings:
     """The supervisor's property. `image` counts the times it has re-executed itself.
 
+    `identity_fd` is the newest identity from the agent, sealed, never read here; None before.
+    `is_meshed`: the agent has said that the sidecar has identity and configuration.
     `inboxes[slot]` is [receiving, sending], `resolvers[slot]` is [worker's end, agent's end].
     """
 
     __slots__ = (
         "generation",
+        "identity_fd",
+        "identity_serial",
         "image",
         "inboxes",
+        "is_meshed",
         "listeners",
         "lock_fd",
         "resolvers",
@@ -47,6 +55,9 @@ class Holdings:
         self.listeners = listeners
         self.snapshot_fd = settings.snapshot_fd
         self.generation = settings.generation
+        self.identity_fd: int | None = None
+        self.identity_serial = 0
+        self.is_meshed = False
         self.image = 0
         self.inboxes = [list(channel.pair()) for _ in range(settings.worker_slots)]
         self.resolvers = [list(channel.pair()) for _ in range(settings.worker_slots)]
@@ -57,9 +68,27 @@ class Holdings:
         self.snapshot_fd = fd
         self.generation = generation
 
+    def replace_identity(self, serial: int, fd: int) -> None:
+        """Keep a newer identity and close the one before."""
+        if self.identity_fd is not None:
+            os.close(self.identity_fd)
+        self.identity_fd = fd
+        self.identity_serial = serial
+
     def listeners_of(self, owner: str) -> list[Listener]:
         """Return the listeners that a kind of child gets, in the order they were bound."""
         return [listener for listener in self.listeners if listener.owner == owner]
+
+    def close_inbound(self) -> None:
+        """Close what others reach the application by; workers forked from now on have none."""
+        for listener in [one for one in self.listeners if one.name.startswith(INBOUND)]:
+            self.listeners.remove(listener)
+            listener.close()
+
+    @property
+    def has_inbound(self) -> bool:
+        """Tell whether workers that are forked now accept inbound connections."""
+        return any(listener.name.startswith(INBOUND) for listener in self.listeners)
 
     def close_listeners_of(self, owner: str) -> None:
         """Close what a kind of child listened on: from now on the kernel refuses connects."""
@@ -68,7 +97,8 @@ class Holdings:
             listener.close()
 
     def worker_settings(self, slot: int, control_fd: int) -> dict[str, Any]:
-        """Return the settings document of the worker on *slot*."""
+        """Return the settings of the worker on *slot*; no identity before there is one."""
+        identity = {"identity_fd": self.identity_fd, "identity_serial": self.identity_serial}
         return {
             "version": 1,
             "slot": slot,
@@ -88,6 +118,7 @@ class Holdings:
                 if other != slot
             ],
             "resolver_fd": self.resolvers[slot][0],
+            **(identity if self.identity_fd is not None else {}),
             "drain_ms": self.settings.drain_ms,
             "log_level": self.settings.log_level,
         }
@@ -115,6 +146,8 @@ class Holdings:
             "resolvers": [
                 {"slot": slot, "fd": ends[1]} for slot, ends in enumerate(self.resolvers)
             ],
+            "identity_fd": self.identity_fd,
+            "identity_serial": self.identity_serial,
             "agent": self.settings.agent,
             "log_level": self.settings.log_level,
         }
@@ -125,6 +158,7 @@ class Holdings:
             self.lock_fd,
             self.snapshot_fd,
             self.settings.shared_memory_fd,
+            *([] if self.identity_fd is None else [self.identity_fd]),
             *(listener.fd for listener in self.listeners),
             *(fd for ends in (*self.inboxes, *self.resolvers) for fd in ends),
         ]
@@ -137,6 +171,9 @@ class Holdings:
             "listeners": [listener.to_document() for listener in self.listeners],
             "snapshot_fd": self.snapshot_fd,
             "generation": self.generation,
+            "identity_fd": self.identity_fd,
+            "identity_serial": self.identity_serial,
+            "is_meshed": self.is_meshed,
             "image": self.image,
             "inboxes": self.inboxes,
             "resolvers": self.resolvers,
@@ -151,6 +188,9 @@ class Holdings:
         holdings.listeners = [Listener(**fields) for fields in document["listeners"]]
         holdings.snapshot_fd = document["snapshot_fd"]
         holdings.generation = document["generation"]
+        holdings.identity_fd = document["identity_fd"]
+        holdings.identity_serial = document["identity_serial"]
+        holdings.is_meshed = document["is_meshed"]
         holdings.image = document["image"] + 1
         holdings.inboxes = document["inboxes"]
         holdings.resolvers = document["resolvers"]

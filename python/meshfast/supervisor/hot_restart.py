@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from meshfast.supervisor.agent_post import AgentPost
+    from meshfast.supervisor.app import App
     from meshfast.supervisor.fleet import Fleet
 
 __all__ = ["VERSION", "HotRestart", "State", "StateError", "check"]
@@ -48,9 +49,13 @@ class StateError(Exception):
 
 
 class State:
-    """What passes from image to image. `told` is the generation the agent has heard as applied."""
+    """What passes from image to image.
 
-    __slots__ = ("agent", "holdings", "homes", "told", "workers")
+    `told` and `told_identity` are what the agent has heard as applied. `app` is the application's
+    part, as `App.to_document` gives it.
+    """
+
+    __slots__ = ("agent", "app", "holdings", "homes", "told", "told_identity", "workers")
 
     def __init__(
         self,
@@ -59,6 +64,8 @@ class State:
         homes: list[int],
         agent: Child | None,
         told: int,
+        told_identity: int,
+        app: dict[str, Any],
     ) -> None:
         """Keep the parts."""
         self.holdings = holdings
@@ -66,6 +73,8 @@ class State:
         self.homes = homes
         self.agent = agent
         self.told = told
+        self.told_identity = told_identity
+        self.app = app
 
     @classmethod
     def parse(cls, text: bytes) -> State:
@@ -81,6 +90,8 @@ class State:
                 document["homes"],
                 None if agent is None else Child(**agent),
                 document["told"],
+                document["told_identity"],
+                dict(document["app"]),
             )
         except (KeyError, SettingsError, TypeError, ValueError) as error:
             raise StateError(f"state: {type(error).__name__}: {error}") from None
@@ -94,6 +105,8 @@ class State:
             "homes": self.homes,
             "agent": None if self.agent is None else self.agent.to_document(),
             "told": self.told,
+            "told_identity": self.told_identity,
+            "app": self.app,
         }
         return json.dumps(document).encode()
 
@@ -106,11 +119,12 @@ class State:
 class HotRestart:
     """A restart under way: first a check, then due, then this image is no more."""
 
-    def __init__(self, holdings: Holdings, fleet: Fleet, agent_post: AgentPost) -> None:
+    def __init__(self, holdings: Holdings, fleet: Fleet, agent_post: AgentPost, app: App) -> None:
         """Begin with no restart under way."""
         self._holdings = holdings
         self._fleet = fleet
         self._agent_post = agent_post
+        self._app = app
         self._check_pid = 0
         self.kill_at: float | None = None
         self.is_due = False
@@ -180,6 +194,8 @@ class HotRestart:
             self._fleet.homes,
             self._agent_post.agent,
             self._agent_post.told,
+            self._agent_post.told_identity,
+            self._app.to_document(),
         )
 
 

@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # typing itself would cost 1.6 MB
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["VERSION", "Settings", "SettingsError", "SocketSettings"]
+__all__ = ["VERSION", "AppSettings", "Settings", "SettingsError", "SocketSettings"]
 
 VERSION = 1
 
@@ -26,7 +26,7 @@ VERSION = 1
 WORKERS_MAX = 256
 DRAIN_MS_MAX = 24 * 3_600_000
 
-REQUIRED: dict[str, type] = {
+REQUIRED: dict[str, type | tuple[type, ...]] = {
     "version": int,
     "instance": str,
     "runtime_dir": str,
@@ -37,10 +37,10 @@ REQUIRED: dict[str, type] = {
     "snapshot_fd": int,
     "generation": int,
     "agent": dict,
-    "app": type(None),
+    "app": (type(None), dict),
     "log_level": str,
 }
-OPTIONAL: dict[str, type] = {"entry_points": dict}
+OPTIONAL: dict[str, type | tuple[type, ...]] = {"entry_points": dict}
 RANGES = {
     "version": (VERSION, VERSION),
     "workers": (1, WORKERS_MAX),
@@ -49,9 +49,15 @@ RANGES = {
     "snapshot_fd": (0, 2**31 - 1),
     "generation": (0, 2**64 - 1),
 }
-SOCKET: dict[str, type] = {"name": str, "address": str, "owner": str, "fallback": bool}
+APP: dict[str, type | tuple[type, ...]] = {"command": list, "env": dict}
+SOCKET: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "address": str,
+    "owner": str,
+    "fallback": bool,
+}
 OWNERS = ("agent", "worker")
-ENTRY_POINTS: dict[str, type] = {"path": list, "worker": str, "agent": str}
+ENTRY_POINTS: dict[str, type | tuple[type, ...]] = {"path": list, "worker": str, "agent": str}
 ENTRY_POINTS_OF_MESHFAST: dict[str, object] = {
     "path": [],
     "worker": "meshfast.worker",
@@ -77,12 +83,27 @@ class SocketSettings:
         self.fallback = fallback
 
 
+class AppSettings:
+    """The application of `run -- CMD`: what to execute, and what to add to its environment.
+
+    A value of `env` may hold `{NAME}` for the address where the socket NAME really listens.
+    """
+
+    __slots__ = ("command", "env")
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        """Keep both; `command[0]` is looked up in PATH."""
+        self.command = command
+        self.env = env
+
+
 class Settings:
     """The validated settings; `document` is what they were read from, for the next image."""
 
     __slots__ = (
         "agent",
         "agent_module",
+        "app",
         "document",
         "drain_ms",
         "generation",
@@ -120,6 +141,7 @@ class Settings:
         self.generation: int = checked["generation"]
         self.agent: dict[str, object] = checked["agent"]
         self.log_level: str = checked["log_level"]
+        self.app = _app(checked["app"])
         self.module_path: list[str] = [str(folder) for folder in entry_points["path"]]
         self.worker_module: str = entry_points["worker"]
         self.agent_module: str = entry_points["agent"]
@@ -142,7 +164,10 @@ class Settings:
 
 
 def _checked(
-    document: dict[str, object], required: dict[str, type], optional: dict[str, type], place: str
+    document: dict[str, object],
+    required: dict[str, type | tuple[type, ...]],
+    optional: dict[str, type | tuple[type, ...]],
+    place: str,
 ) -> dict[str, Any]:
     for name in required:
         if name not in document:
@@ -151,8 +176,9 @@ def _checked(
         kind = required.get(name) or optional.get(name)
         if kind is None:
             raise SettingsError(f"{place}: {name} is not known")
-        if type(value) is not kind:  # bool is an int to isinstance
-            expected = "null" if kind is type(None) else kind.__name__
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if type(value) not in kinds:  # bool is an int to isinstance
+            expected = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
             raise SettingsError(f"{place}: {name} must be {expected}, not {type(value).__name__}")
     return document
 
@@ -161,6 +187,17 @@ def _instance(name: str) -> str:
     if not name or name.startswith(".") or not INSTANCE_CHARACTERS.issuperset(name):
         raise SettingsError("settings: instance must be letters, digits, '.', '_' or '-'")
     return name
+
+
+def _app(entry: dict[str, object] | None) -> AppSettings | None:
+    if entry is None:
+        return None
+    place = "settings: app"
+    fields = _checked(entry, APP, {}, place)
+    texts = [*fields["command"], *fields["env"], *fields["env"].values()]
+    if not fields["command"] or any(type(text) is not str or "\0" in text for text in texts):
+        raise SettingsError(f"{place}: command and env must be texts, and command not empty")
+    return AppSettings(**fields)
 
 
 def _sockets(entries: list[object]) -> list[SocketSettings]:

@@ -16,7 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["block", "dispositions_of_a_child", "install", "take", "unblock"]
+__all__ = [
+    "block",
+    "dispositions_of_a_child",
+    "dispositions_of_an_application",
+    "install",
+    "take",
+    "unblock",
+]
 
 HANDLED = (
     signal.SIGCHLD,
@@ -76,6 +83,17 @@ def dispositions_of_a_child() -> None:
         signal.signal(number, signal.SIG_DFL)
     for number in SUPERVISORS_OWN:
         signal.signal(number, signal.SIG_IGN)
+    unblock()
+
+
+def dispositions_of_an_application() -> None:
+    """Give a child that becomes another program the defaults; unblocks all signals.
+
+    The interpreter ignores SIGPIPE and SIGXFSZ, and what is ignored stays so across `exec`.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (*HANDLED, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     unblock()
 
 

@@ -16,6 +16,8 @@ Tests: tests/agent/test_families.py.
 
 from __future__ import annotations
 
+from time import monotonic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -69,10 +71,14 @@ class AgentFacts:
     """What the agent itself counts, for its own families; changed by the agent only.
 
     `endpoints` maps a slot to (cluster, address) for the snapshot that workers run. The keys of
-    `reloads` and `lookups` are fixed, so that their series exist from the first scrape.
+    `reloads` and `lookups` are fixed, so that their series exist from the first scrape. What is
+    between `is_sidecar` and the end is of sidecars only; `certificate_expires` is in seconds since
+    1970, 0 before there is one, and `control_plane_lost_at` a monotonic time, None while connected.
     """
 
-    __slots__ = ("access_log_dropped", "endpoints", "generation", "last_reload_success", "lookups",
+    __slots__ = ("access_log_dropped", "certificate_expires", "certificate_overdue",
+                 "certificate_requests", "control_plane_losses", "control_plane_lost_at",
+                 "endpoints", "generation", "is_sidecar", "last_reload_success", "lookups",
                  "reloads", "version")  # fmt: skip
 
     def __init__(self, version: str, generation: int) -> None:
@@ -84,6 +90,12 @@ class AgentFacts:
         self.last_reload_success = True
         self.lookups = {"failure": 0, "success": 0, "timeout": 0}
         self.reloads = {"refused": 0, "success": 0}
+        self.is_sidecar = False
+        self.certificate_expires = 0.0
+        self.certificate_overdue = False
+        self.certificate_requests = 0
+        self.control_plane_losses = 0
+        self.control_plane_lost_at: float | None = monotonic()
 
 
 def collect(source: Source, facts: AgentFacts, processes: Processes) -> Iterator[Family]:
@@ -99,6 +111,8 @@ def collect(source: Source, facts: AgentFacts, processes: Processes) -> Iterator
     yield from _refusals_and_losses(source, workers, facts)
     yield _active_requests(source, facts)
     yield from _of_the_agent(facts)
+    if facts.is_sidecar:
+        yield from _of_the_sidecar(facts)
     yield from _of_the_processes(processes, workers)
 
 
@@ -280,6 +294,46 @@ def _of_the_agent(facts: AgentFacts) -> Iterator[Family]:
         COUNTER,
         "Lookups of host names, by result.",
         [({"result": result}, count) for result, count in facts.lookups.items()],
+    )
+
+
+def _of_the_sidecar(facts: AgentFacts) -> Iterator[Family]:
+    lost_at = facts.control_plane_lost_at
+    yield Family(
+        "meshfast_control_plane_connected",
+        GAUGE,
+        "1 while there is a stream to the control plane.",
+        [({}, int(lost_at is None))],
+    )
+    yield Family(
+        "meshfast_control_plane_staleness_seconds",
+        GAUGE,
+        "Since when the control plane has not been heard; 0 while connected.",
+        [({}, 0.0 if lost_at is None else monotonic() - lost_at)],
+    )
+    yield Family(
+        "meshfast_control_plane_losses_total",
+        COUNTER,
+        "Streams to the control plane that broke.",
+        [({}, facts.control_plane_losses)],
+    )
+    yield Family(
+        "meshfast_certificate_expiration_timestamp_seconds",
+        GAUGE,
+        "When the certificate expires, in seconds since the epoch; 0 before there is one.",
+        [({}, facts.certificate_expires)],
+    )
+    yield Family(
+        "meshfast_certificate_requests_total",
+        COUNTER,
+        "Attempts to renew the certificate.",
+        [({}, facts.certificate_requests)],
+    )
+    yield Family(
+        "meshfast_certificate_overdue",
+        GAUGE,
+        "1 when 60 % of the certificate's life have passed and it is not renewed.",
+        [({}, int(facts.certificate_overdue))],
     )
 
 

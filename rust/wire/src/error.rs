@@ -173,7 +173,7 @@ mod tests {
             let detail = Error::from(kind).detail();
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
             let (room, label) = detail.split_once('.').expect("a label is room.name");
-            assert!(matches!(room, "http1" | "frame"), "{detail}");
+            assert!(matches!(room, "http1" | "frame" | "mux"), "{detail}");
             assert!(!label.is_empty() && label.bytes().all(plain), "{detail}");
             assert!(seen.insert(detail), "{detail} twice");
         }

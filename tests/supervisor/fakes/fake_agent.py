@@ -15,10 +15,14 @@ from typing import Any, NoReturn
 
 @dataclass
 class Behaviour:
-    """`boot_exit`: exit with this code at once. `is_stubborn`: does not end when told to stop."""
+    """`boot_exit`: exit with this code at once. `is_stubborn`: does not end when told to stop.
+
+    `is_cut_off`: cannot withdraw, as without a control plane that answers.
+    """
 
     boot_exit: int | None = None
     is_stubborn: bool = False
+    is_cut_off: bool = False
 
 
 class Agent:
@@ -51,6 +55,8 @@ class Agent:
         if not data:
             os._exit(0)
         self.heard.append(json.loads(data))
+        if self.heard[-1]["type"] == "drain" and not self.behaviour.is_cut_off:
+            self.control.send(b'{"type": "withdrawn"}')
         if self.heard[-1]["type"] == "stop" and not self.behaviour.is_stubborn:
             os._exit(0)
 
@@ -72,9 +78,19 @@ class Agent:
             self.control.send(json.dumps(message).encode())
         if command == "snapshot":
             self.publish(int(arguments[0]))
+        if command == "identity":
+            self.identify(int(arguments[0]))
         if command == "say":
             self.control.send(" ".join(arguments).encode())
         return {"pid": os.getpid(), "heard": self.heard, "settings": self.settings}
+
+    def identify(self, serial: int) -> None:
+        """Hand an identity over whose text is `identity N`."""
+        fd = os.memfd_create("identity")
+        os.write(fd, f"identity {serial}".encode())
+        message = {"type": "identity", "serial": serial}
+        socket.send_fds(self.control, [json.dumps(message).encode()], [fd])
+        os.close(fd)
 
     def publish(self, generation: int) -> None:
         """Send a snapshot whose text is `snapshot N`."""

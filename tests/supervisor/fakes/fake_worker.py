@@ -40,6 +40,11 @@ class Worker:
         self.slot = settings["slot"]
         self.generation = settings["generation"]
         self.snapshot = os.pread(settings["snapshot_fd"], 4096, 0).decode()
+        self.identity = (
+            os.pread(settings["identity_fd"], 4096, 0).decode() if "identity_fd" in settings else ""
+        )
+        self.is_quieting = False
+        self.inbound: set[int] = set()  # accepted from others, as file descriptors
         self.control = socket.socket(fileno=settings["control_fd"])
         self.inbox = socket.socket(fileno=settings["inbox_fd"])
         self.listeners = {
@@ -71,7 +76,7 @@ class Worker:
         elif fd == self.inbox.fileno():
             self.on_inbox()
         elif fd in self.listeners:
-            self.accept(self.listeners[fd])
+            self.accept(self.listeners[fd], fd)
         elif fd in self.connections:
             self.answer(self.connections[fd])
 
@@ -84,10 +89,14 @@ class Worker:
             else:
                 self.poller.unregister(self.inbox)
 
-    def accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: socket.socket, fd: int) -> None:
         """Accept one connection, if another worker was not faster."""
         with contextlib.suppress(BlockingIOError):
-            self.take(listener.accept()[0])
+            connection = listener.accept()[0]
+            self.take(connection)
+            names = {one["fd"]: one["name"] for one in self.settings["listeners"]}
+            if names.get(fd, "").startswith("inbound/"):
+                self.inbound.add(connection.fileno())
 
     def take(self, connection: socket.socket) -> None:
         """Serve an accepted connection."""
@@ -99,7 +108,9 @@ class Worker:
         """Forget a connection and close it."""
         self.poller.unregister(connection)
         del self.connections[connection.fileno()]
+        self.inbound.discard(connection.fileno())
         connection.close()
+        self.tell_when_quiet()
 
     def on_command(self) -> None:
         """Take one message of the supervisor; its end of file is a drain without a deadline."""
@@ -111,11 +122,33 @@ class Worker:
             os.close(fds[0])
             answer = {"type": "applied", "generation": self.generation}
             self.control.send(json.dumps(answer).encode())
+        elif message["type"] == "identity":
+            self.identity = os.pread(fds[0], 4096, 0).decode()
+            os.close(fds[0])
+            answer = {"type": "identity_applied", "serial": message["serial"]}
+            self.control.send(json.dumps(answer).encode())
+        elif message["type"] == "drain_inbound":
+            self.drain_inbound()
         elif message["type"] == "listener":
             self.listeners[fds[0]] = socket.socket(fileno=fds[0])
             self.poller.register(fds[0], select.POLLIN)
         elif message["type"] in ("drain", "eof"):
             self.drain()
+
+    def drain_inbound(self) -> None:
+        """Accept no more from others; answer once what was accepted is finished."""
+        self.is_quieting = True
+        for entry in self.settings["listeners"]:
+            if entry["name"].startswith("inbound/"):
+                self.poller.unregister(entry["fd"])
+                self.listeners.pop(entry["fd"]).close()
+        self.tell_when_quiet()
+
+    def tell_when_quiet(self) -> None:
+        """Say once that no inbound connection is left."""
+        if self.is_quieting and not self.inbound:
+            self.is_quieting = False
+            self.control.send(b'{"type": "inbound_drained"}')
 
     def drain(self) -> None:
         """Serve what is in the backlogs and the inbox, then accept no more."""
@@ -173,6 +206,7 @@ class Worker:
             "pid": os.getpid(),
             "generation": self.generation,
             "snapshot": self.snapshot,
+            "identity": self.identity,
             "group": os.getpgid(0),
             "blocked": int(status_field("self", "SigBlk"), 16),
             "ignores_term": bool(ignored & 1 << signal.SIGTERM - 1),

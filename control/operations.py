@@ -1,0 +1,431 @@
+"""What an operator can do to a mesh: one method each, over store, registry and push.
+
+The operator API and the tests call these; HTTP, authentication and rendering are the API's. Methods
+are coroutines of the control plane's event loop; what waits for the disk does so in a thread.
+
+Does not do: authenticate, authorise, parse HTTP.
+
+Invariants:
+1. A text is applied whole or not at all: one transaction, which fails when any of the resources, or
+   any other resource, was changed since it was looked at; then it is looked at again.
+2. What is refused never becomes a revision.
+
+Tests: tests/control/server/test_operations.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from meshfast.control.ca import CertificateAuthority, Claim, Issuance, TokenRecord
+from meshfast.control.ca.issuance import revoked_key
+from meshfast.control.push import (
+    Mesh,
+    Pusher,
+    SidecarStatus,
+    Streams,
+    resource_key,
+)
+from meshfast.control.push.mesh import RESOURCES_PREFIX, StoredResource
+from meshfast.control.registry import WorkloadRecord
+from meshfast.control.store import (
+    Condition,
+    ConflictError,
+    Delete,
+    Put,
+    Store,
+    Transaction,
+)
+from meshfast.control.translate import MeshService, check, mesh_services
+from meshfast.discovery import JoinToken
+from meshfast.errors import ConfigError, MeshfastError, Problem
+from meshfast.resources import Loaded, load_text
+from meshfast.resources.texts import CHECKS
+
+__all__ = [
+    "Applied",
+    "CreatedToken",
+    "NotFoundError",
+    "Operations",
+    "ResourceChange",
+    "ResourceView",
+    "RevokedIdentity",
+    "ServiceView",
+    "TokenView",
+    "WorkloadView",
+]
+
+#: Written by every change of resources, so that two of them cannot be judged apart from each other.
+GUARD_KEY: Final = "/policy"
+#: Somebody else wrote at the same moment; each repetition saw one succeed.
+TRIES_MAX: Final = 20
+TOKEN_TTL_S: Final = 24 * 3600
+
+Action = Literal["configured", "created", "deleted", "unchanged"]
+
+
+class NotFoundError(MeshfastError):
+    """There is no such thing."""
+
+
+class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored resource: the document as it was applied, and the revisions of its writes."""
+
+    kind: str
+    namespace: str
+    name: str
+    created: str
+    revision: str
+    document: dict[str, Any]
+
+
+class ResourceChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of one resource; `before` and `after` are documents, for a difference."""
+
+    kind: str
+    namespace: str
+    name: str
+    action: Action
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of `apply` and `delete`; `revision` is the store's after it."""
+
+    revision: str
+    dry_run: bool
+    changes: tuple[ResourceChange, ...]
+    warnings: tuple[Problem, ...] = ()
+
+
+class TokenView(msgspec.Struct, frozen=True, kw_only=True):
+    """A join token without its secret; times in seconds since 1970."""
+
+    id: str
+    service: str
+    namespace: str
+    service_account: str
+    uses_max: int
+    uses: int
+    created_s: int
+    expires_s: int
+    revoked: bool
+
+
+class CreatedToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A new token; `text` is not to be had again."""
+
+    token: TokenView
+    text: str
+
+    def __repr__(self) -> str:
+        """Render without the text."""
+        return f"CreatedToken(token={self.token!r})"
+
+
+class RevokedIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """An identity that gets no certificate and no configuration any more."""
+
+    namespace: str
+    service_account: str
+
+
+class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that workloads are registered for."""
+
+    name: str
+    namespace: str
+    host: str
+    ports: tuple[int, ...]
+    workloads: int
+    healthy: int
+
+
+class WorkloadView(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered workload; `connected` says whether its sidecar has a stream now."""
+
+    workload: WorkloadRecord
+    connected: bool
+
+
+class Operations:
+    """The operations of one control plane."""
+
+    def __init__(
+        self,
+        store: Store,
+        authority: CertificateAuthority,
+        issuance: Issuance,
+        mesh: Mesh,
+        pusher: Pusher,
+        streams: Streams,
+        *,
+        control_address: str,
+        build: Callable[[bytes], bytes],
+    ) -> None:
+        """`control_address` is `host:port` as sidecars reach the control stream.
+
+        `build` is `meshfast._core.Snapshot.build`.
+        """
+        self._store = store
+        self._authority = authority
+        self._issuance = issuance
+        self._mesh = mesh
+        self._pusher = pusher
+        self._streams = streams
+        self._control_address = control_address
+        self._build = build
+
+    def revision(self) -> str:
+        """The revision that sidecars are brought to."""
+        return str(self._pusher.revision)
+
+    async def apply(self, text: str, *, file: str = "-", dry_run: bool = False) -> Applied:
+        """Store the resources of a text; `file` names it in problems.
+
+        Raises `ConfigError` with every problem, and what the store raises; nothing is written then.
+        """
+        new = await asyncio.to_thread(load_text, text, file)
+        services = mesh_services(self._mesh.workloads())
+        return await asyncio.to_thread(self._apply, new, services, dry_run)
+
+    async def delete(
+        self, kind: str, namespace: str, name: str, *, dry_run: bool = False
+    ) -> Applied:
+        """Remove a resource. Raises `NotFoundError`, and what the store raises."""
+        return await asyncio.to_thread(self._delete, kind, namespace, name, dry_run)
+
+    async def get(self, kind: str, namespace: str, name: str) -> ResourceView:
+        """Return a resource. Raises `NotFoundError`."""
+        return _view(await asyncio.to_thread(self._stored, kind, namespace, name))
+
+    async def list(self, kind: str = "", namespace: str = "") -> Sequence[ResourceView]:
+        """Return resources, of one kind or namespace when they are given, in the order of names."""
+        found = await asyncio.to_thread(self._all)
+        views = (_view(stored) for stored in found)
+        return [
+            view for view in views if kind in ("", view.kind) and namespace in ("", view.namespace)
+        ]
+
+    async def create_token(
+        self,
+        service: str,
+        *,
+        namespace: str = "default",
+        service_account: str = "",
+        uses: int = 1,
+        ttl_s: int = TOKEN_TTL_S,
+        control: str = "",
+    ) -> CreatedToken:
+        """Make a join token; the service account is named like the service unless given.
+
+        `control` is where the holder finds the control plane, when it is not the address that it
+        listens on. Raises `ConfigError`.
+        """
+        claim = Claim(service, namespace, service_account or service)
+        record, secret = await asyncio.to_thread(
+            lambda: self._issuance.tokens.create(claim, uses=uses, ttl_s=ttl_s)
+        )
+        token = JoinToken(
+            control=control or self._control_address,
+            root=self._authority.bundle()[0],
+            id=record.id,
+            secret=secret,
+            service=claim.service,
+            namespace=claim.namespace,
+            service_account=claim.service_account,
+            trust_domain=self._authority.trust_domain,
+        )
+        return CreatedToken(token=_token(record), text=token.text())
+
+    async def list_tokens(self) -> Sequence[TokenView]:
+        """Return all tokens."""
+        return [_token(record) for record in await asyncio.to_thread(self._issuance.tokens.records)]
+
+    async def revoke_token(self, id: str) -> None:
+        """End a token; who joined with it stays. Raises `NotFoundError`."""
+        if not await asyncio.to_thread(self._issuance.tokens.revoke, id):
+            raise NotFoundError(f"there is no token {id!r}")
+
+    async def revoke_identity(self, namespace: str, service_account: str) -> None:
+        """End an identity: no certificate, no configuration, nobody is sent to it any more."""
+        _check_labels(namespace=namespace, service_account=service_account)
+        put = Put(revoked_key(namespace, service_account), b"{}")
+        await asyncio.to_thread(self._store.transact, Transaction((put,)))
+
+    async def restore_identity(self, namespace: str, service_account: str) -> None:
+        """Take a revocation back. Raises `NotFoundError`."""
+        if not self._mesh.is_revoked(namespace, service_account):
+            raise NotFoundError(f"{namespace}/{service_account} is not revoked")
+        delete = Delete(revoked_key(namespace, service_account))
+        await asyncio.to_thread(self._store.transact, Transaction((delete,)))
+
+    async def list_revoked(self) -> Sequence[RevokedIdentity]:
+        """Return the revoked identities."""
+        return [
+            RevokedIdentity(namespace=namespace, service_account=account)
+            for namespace, account in sorted(self._mesh.revoked())
+        ]
+
+    async def sidecars(self) -> Sequence[SidecarStatus]:
+        """Show every sidecar that is connected or was within the last hour."""
+        return self._streams.status()
+
+    async def services(self) -> Sequence[ServiceView]:
+        """Show the services of the mesh."""
+        return [
+            ServiceView(
+                name=service.name,
+                namespace=service.namespace,
+                host=service.host,
+                ports=tuple(port.number for port in service.ports),
+                workloads=len(workloads),
+                healthy=sum(workload.healthy for workload in workloads.values()),
+            )
+            for service in mesh_services(self._mesh.workloads()).values()
+            for workloads in [
+                {one.address: one for port in service.ports for one in port.workloads}
+            ]
+        ]
+
+    async def workloads(self) -> Sequence[WorkloadView]:
+        """Show the registered workloads."""
+        connected = {
+            (stream.namespace, stream.hello.node.instance)
+            for stream in self._streams
+            if stream.hello is not None
+        }
+        return [
+            WorkloadView(
+                workload=workload,
+                connected=(workload.namespace, workload.instance) in connected,
+            )
+            for workload in sorted(
+                self._mesh.workloads(), key=lambda one: (one.namespace, one.service, one.instance)
+            )
+        ]
+
+    def _apply(
+        self, new: Sequence[Loaded], services: Mapping[str, MeshService], dry_run: bool
+    ) -> Applied:
+        for _ in range(TRIES_MAX):
+            guard = self._store.read(GUARD_KEY)
+            stored = {one.entry.key: one for one in self._all()}
+            keys = [_key(item) for item in new]
+            others = [one.loaded for key, one in stored.items() if key not in keys]
+            warnings = check(new, others, services, self._build)
+            changes, puts = [], []
+            for key, item in zip(keys, new, strict=True):
+                value = msgspec.json.encode(item.resource)
+                before = stored.get(key)
+                changes.append(_change(before, value))
+                if before is None or before.entry.value != value:
+                    puts.append(Put(key, value))
+            conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
+            revision = self._store.revision()
+            if puts and not dry_run:
+                try:
+                    revision = self._store.transact(
+                        Transaction((*puts, Put(GUARD_KEY, b"")), conditions)
+                    )
+                except ConflictError:
+                    continue
+            return Applied(
+                revision=str(revision),
+                dry_run=dry_run,
+                changes=tuple(changes),
+                warnings=tuple(warnings),
+            )
+        raise ConfigError("too many others are changing the configuration; try again")
+
+    def _delete(self, kind: str, namespace: str, name: str, dry_run: bool) -> Applied:
+        for _ in range(TRIES_MAX):
+            guard = self._store.read(GUARD_KEY)
+            stored = self._stored(kind, namespace, name)
+            change = ResourceChange(
+                kind=kind,
+                namespace=namespace,
+                name=name,
+                action="deleted",
+                before=msgspec.json.decode(stored.entry.value),
+            )
+            revision = self._store.revision()
+            if not dry_run:
+                conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
+                writes = (Delete(stored.entry.key), Put(GUARD_KEY, b""))
+                try:
+                    revision = self._store.transact(Transaction(writes, conditions))
+                except ConflictError:
+                    continue
+            return Applied(revision=str(revision), dry_run=dry_run, changes=(change,))
+        raise ConfigError("too many others are changing the configuration; try again")
+
+    def _stored(self, kind: str, namespace: str, name: str) -> StoredResource:
+        key = resource_key(kind, namespace, name)
+        missing = NotFoundError(f"there is no {kind} {namespace}/{name}")
+        if not all(part.isascii() and part.isprintable() and "/" not in part and " " not in part
+                   for part in (kind, namespace, name)):  # fmt: skip
+            raise missing
+        entry = self._store.read(key)
+        if entry is None:
+            raise missing
+        return StoredResource.of(entry)
+
+    def _all(self) -> Sequence[StoredResource]:
+        """Read every resource at one revision."""
+        listing = self._store.scan(RESOURCES_PREFIX)
+        found = list(listing.entries)
+        while listing.more:
+            after = listing.entries[-1].key
+            listing = self._store.scan(RESOURCES_PREFIX, at=listing.revision, after=after)
+            found += listing.entries
+        return [StoredResource.of(entry) for entry in found]
+
+
+def _key(item: Loaded) -> str:
+    metadata = item.resource.metadata
+    return resource_key(item.resource.kind, metadata.namespace, metadata.name)
+
+
+def _change(before: StoredResource | None, value: bytes) -> ResourceChange:
+    after = msgspec.json.decode(value)
+    metadata = after["metadata"]
+    action: Action = "created"
+    if before is not None:
+        action = "unchanged" if before.entry.value == value else "configured"
+    return ResourceChange(
+        kind=after["kind"],
+        namespace=metadata.get("namespace", "default"),
+        name=metadata["name"],
+        action=action,
+        before=None if before is None else msgspec.json.decode(before.entry.value),
+        after=after,
+    )
+
+
+def _view(stored: StoredResource) -> ResourceView:
+    resource = stored.loaded.resource
+    return ResourceView(
+        kind=resource.kind,
+        namespace=resource.metadata.namespace,
+        name=resource.metadata.name,
+        created=str(stored.entry.created),
+        revision=str(stored.entry.modified),
+        document=msgspec.json.decode(stored.entry.value),
+    )
+
+
+def _token(record: TokenRecord) -> TokenView:
+    return TokenView(**{name: getattr(record, name) for name in TokenView.__struct_fields__})
+
+
+def _check_labels(**labels: str) -> None:
+    for what, label in labels.items():
+        expected = CHECKS["label"](label)
+        if expected is not None:
+            raise ConfigError(f"{what}: expected {expected}, got {label!r}")

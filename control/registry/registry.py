@@ -1,0 +1,188 @@
+"""Registered workloads in the store, each under a lease that lives as long as its stream.
+
+While a stream is open its lease is kept alive, which writes nothing. When the stream ends without a
+word, the lease runs out after the grace period: time to reconnect without anybody noticing. A
+workload that says goodbye is removed at once.
+
+A control plane that has just started finds workloads whose sidecars are still reconnecting. Their
+leases are held for them; those that have not come back by then go one by one, not all at once.
+
+Does not do: authenticate (push does), watch, or look into what is registered.
+
+Invariants:
+1. A key belongs to one identity: another one cannot replace or remove it.
+2. A key belongs to the stream that registered it last; what an older stream says is ignored.
+3. The same registration again writes nothing.
+
+Tests: tests/control/registry/test_registry.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from meshfast.control.registry.workload import WORKLOADS_PREFIX, WorkloadRecord, workload_key
+from meshfast.control.store import (
+    Condition,
+    ConflictError,
+    Delete,
+    Entry,
+    LeaseGoneError,
+    Put,
+    Store,
+    Transaction,
+)
+from meshfast.errors import MeshfastError
+
+__all__ = ["Registry", "TakenError"]
+
+#: After a stream has ended; Istio's delay before an auto-registered workload is removed.
+GRACE_MS: Final = 10_000
+#: After a start, until workloads that did not come back begin to go; sidecars need 30 s at most.
+ADOPTION_MS: Final = 60_000
+#: And over how long they go, spread evenly.
+ADOPTION_SPREAD_MS: Final = 60_000
+
+
+class TakenError(MeshfastError):
+    """The instance is registered by another identity."""
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A key that is kept alive: by its stream, or without one until `until_ms`."""
+
+    key: str
+    lease: int = 0
+    record: WorkloadRecord | None = None
+    stream: object | None = None
+    until_ms: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Registry:
+    """The registered workloads of one control plane. Its methods belong to one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        grace_ms: int = GRACE_MS,
+        adoption_ms: int = ADOPTION_MS,
+        adoption_spread_ms: int = ADOPTION_SPREAD_MS,
+        clock_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
+    ) -> None:
+        """Keep workloads in the store; `adopt` takes over those that are there."""
+        self._store = store
+        self._grace_ms = grace_ms
+        self._adoption_ms = adoption_ms
+        self._adoption_spread_ms = adoption_spread_ms
+        self._clock_ms = clock_ms
+        self._held: dict[str, _Held] = {}
+
+    @property
+    def keep_alive_ms(self) -> int:
+        """How often `keep_alive` has to be called: two may be late before a lease runs out."""
+        return self._grace_ms // 3
+
+    def adopt(self) -> int:
+        """Keep alive what a former control plane left, for a while; say how many."""
+        entries: list[Entry] = []
+        after, more = "", True
+        while more:
+            listing = self._store.scan(WORKLOADS_PREFIX, after=after)
+            entries += listing.entries
+            more = listing.more
+            after = listing.entries[-1].key if listing.entries else ""
+        first_ms = self._clock_ms() + self._adoption_ms
+        for at, entry in enumerate(entries):
+            until_ms = first_ms + self._adoption_spread_ms * at // len(entries)
+            self._held[entry.key] = _Held(entry.key, entry.lease, until_ms=until_ms)
+        self.keep_alive()
+        return len(entries)
+
+    async def register(self, stream: object, record: WorkloadRecord) -> None:
+        """Take a registration. Raises `TakenError`, and what the store raises."""
+        key = workload_key(record.namespace, record.instance)
+        held = self._held.setdefault(key, _Held(key))
+        async with held.turn:
+            await asyncio.to_thread(self._write, held, record)
+            held.stream = stream
+            self._held[key] = held  # it may have been let go of while this waited
+
+    async def deregister(self, stream: object, namespace: str, instance: str) -> None:
+        """Remove a workload at once, unless another stream has taken it over."""
+        key = workload_key(namespace, instance)
+        held = self._held.get(key)
+        if held is None:
+            return
+        async with held.turn:
+            if held.stream is stream:
+                del self._held[key]
+                await asyncio.to_thread(self._store.transact, Transaction((Delete(key),)))
+
+    def release(self, stream: object) -> None:
+        """The stream has ended: what it registered stays for the grace period."""
+        for held in [held for held in self._held.values() if held.stream is stream]:
+            self._keep_alive(held)
+            held.stream = None
+            held.until_ms = self._clock_ms()
+
+    def keep_alive(self) -> list[tuple[object, WorkloadRecord]]:
+        """Give time to the leases of open streams; return what was lost and has to be said again.
+
+        A lease of an open stream is lost when this was not called for longer than the grace period.
+        """
+        now_ms = self._clock_ms()
+        lost: list[tuple[object, WorkloadRecord]] = []
+        for held in list(self._held.values()):
+            if held.turn.locked():
+                continue  # being written, which gives it its time
+            if held.stream is None and now_ms >= held.until_ms:
+                del self._held[held.key]
+            elif not self._keep_alive(held):
+                if held.stream is None or held.record is None:
+                    del self._held[held.key]
+                else:
+                    lost.append((held.stream, held.record))
+        return lost
+
+    def _keep_alive(self, held: _Held) -> bool:
+        try:
+            self._store.keep_alive(held.lease)
+        except LeaseGoneError:
+            return False
+        return True
+
+    def _write(self, held: _Held, record: WorkloadRecord) -> None:
+        """Put the record under a living lease, unless it is there already."""
+        while True:
+            entry = self._store.read(held.key)
+            if entry is not None:
+                current = decode(entry)
+                if current.identity != record.identity:
+                    raise TakenError(f"{record.instance} is registered by {current.identity}")
+                held.lease = entry.lease
+            alive = self._keep_alive(held)
+            if entry is None or not alive or current != record:
+                lease = held.lease if alive else self._store.grant(self._grace_ms)
+                put = Put(held.key, msgspec.json.encode(record), lease)
+                condition = Condition(held.key, None if entry is None else entry.modified)
+                try:
+                    self._store.transact(Transaction((put,), (condition,)))
+                except (ConflictError, LeaseGoneError):
+                    continue  # it expired, or another stream wrote, at this very moment
+                held.lease = lease
+            held.record = record
+            return
+
+
+def decode(entry: Entry) -> WorkloadRecord:
+    """Read a record from the store."""
+    return msgspec.json.decode(entry.value, type=WorkloadRecord)

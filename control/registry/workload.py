@@ -1,0 +1,102 @@
+"""A registered workload as the store keeps it, and what a stream may register.
+
+    /workloads/<namespace>/<instance>    WorkloadRecord in JSON, with the lease of its stream
+
+The identity in a record is the certificate's, never the message's; service and namespace are
+compared with what the certificate was issued for. The address is believed: whoever lies about it
+harms its own service only, since callers verify the identity that they find there.
+
+Tests: tests/control/registry/test_workload.py.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+
+import msgspec
+
+from meshfast.discovery import Port, Registration
+from meshfast.resources.texts import CHECKS
+
+__all__ = ["WORKLOADS_PREFIX", "WorkloadRecord", "claim_problem", "is_instance", "workload_key"]
+
+WORKLOADS_PREFIX: Final = "/workloads/"
+#: A part of a key: no slash, and short enough for one beside a namespace of 63.
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", re.ASCII)
+_PROTOCOL: Final = re.compile(r"[a-z0-9-]{0,16}", re.ASCII)
+
+
+class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload. `address` is `ip:port` of its sidecar's inbound listener."""
+
+    instance: str
+    workload: str
+    namespace: str
+    service: str
+    identity: str
+    address: str
+    ports: tuple[Port, ...]
+    labels: dict[str, str] = {}
+    healthy: bool = False
+
+    @classmethod
+    def of(cls, registration: Registration, instance: str, identity: str) -> WorkloadRecord:
+        """Join what a workload says with what its certificate says."""
+        return cls(
+            instance=instance,
+            workload=registration.workload,
+            namespace=registration.namespace,
+            service=registration.service,
+            identity=identity,
+            address=registration.address,
+            ports=tuple(registration.ports),
+            labels=registration.labels,
+            healthy=registration.healthy,
+        )
+
+
+def workload_key(namespace: str, instance: str) -> str:
+    """Name the key of a workload."""
+    return f"{WORKLOADS_PREFIX}{namespace}/{instance}"
+
+
+def is_instance(text: str) -> bool:
+    """Tell whether the text can name an instance."""
+    return _INSTANCE.fullmatch(text) is not None
+
+
+def claim_problem(registration: Registration, namespace: str, service: str) -> str | None:
+    """Say why a registration is not covered by a certificate for a service; `None` when it is."""
+    if registration.namespace != namespace:
+        return f"the namespace is {namespace!r}, not {registration.namespace!r}"
+    if registration.service != service:
+        return f"the service is {service!r}, not {registration.service!r}"
+    if CHECKS["name"](registration.workload) is not None:
+        return f"{registration.workload[:80]!r} is no name of a workload"
+    if not _is_socket_address(registration.address):
+        return f"the address has to be ip:port, not {registration.address[:80]!r}"
+    numbers = [port.number for port in registration.ports]
+    if len(set(numbers)) < len(numbers):
+        return "a port occurs twice"
+    for port in registration.ports:
+        if port.name and CHECKS["label"](port.name) is not None:
+            return f"{port.name[:80]!r} is no name of a port"
+        if not _PROTOCOL.fullmatch(port.protocol):
+            return f"{port.protocol[:80]!r} is no protocol"
+    return None
+
+
+def _is_socket_address(text: str) -> bool:
+    """Tell whether the text is `ip:port` or `[ip6]:port`, of an address that can be dialled."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        return False
+    if (ip.version == 6) != bracketed or ip.is_unspecified or ip.is_multicast or "%" in host:
+        return False
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    return bool(colon) and digits and 1 <= int(port) <= 65535

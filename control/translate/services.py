@@ -1,0 +1,116 @@
+"""Services from registered workloads: which ports they have, and who serves them.
+
+Workloads of one service may listen on different ports: two versions on one host have to. So ports
+of a service are told apart by name, as in Kubernetes, where each workload may map a name to a
+port of its own. Without names, the only port of each workload is the same port of the service. The
+port of the service has the lowest number that a workload gave it.
+
+Invariants: the outcome depends on the set of workloads and the order of their registrations only;
+of two registrations of one address the later one counts, since an address is served by one sidecar.
+
+Tests: tests/control/translate/test_services.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from meshfast.control.registry import WorkloadRecord
+from meshfast.policy import names
+from meshfast.policy.sidecar import SidecarEndpoint
+from meshfast.resources.kinds import Protocol
+
+__all__ = ["MeshService", "ServicePort", "mesh_services"]
+
+_TCP = frozenset({"mongo", "mysql", "redis", "tcp", "tls"})  # Istio's words for what is not HTTP
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A port of a service, and the workloads that serve it, by address."""
+
+    number: int
+    name: str
+    protocol: Protocol
+    workloads: tuple[WorkloadRecord, ...]
+
+    def endpoints(self) -> tuple[SidecarEndpoint, ...]:
+        """Give the endpoints: the sidecars' inbound addresses with their identities."""
+        return tuple(_endpoint(workload) for workload in self.workloads)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshService:
+    """A service of the mesh; `host` is `name.namespace`, its ports are in the order of numbers."""
+
+    name: str
+    namespace: str
+    ports: tuple[ServicePort, ...]
+
+    @property
+    def host(self) -> str:
+        """The name that clusters carry."""
+        return f"{self.name}.{self.namespace}"
+
+
+@dataclass(slots=True)
+class _Port:
+    numbers: set[int] = field(default_factory=set)
+    protocol: str = ""
+    workloads: list[WorkloadRecord] = field(default_factory=list)
+
+
+def mesh_services(workloads: Iterable[WorkloadRecord]) -> dict[str, MeshService]:
+    """Group workloads, oldest registration first, to services by `host`, in the order of hosts."""
+    grouped: dict[tuple[str, str], dict[str, WorkloadRecord]] = {}
+    for workload in workloads:
+        if workload.ports:
+            of_service = grouped.setdefault((workload.service, workload.namespace), {})
+            of_service[workload.address] = workload
+    services = (
+        MeshService(name, namespace, _ports(by_address))
+        for (name, namespace), by_address in grouped.items()
+    )
+    return {service.host: service for service in sorted(services, key=lambda one: one.host)}
+
+
+def _ports(by_address: dict[str, WorkloadRecord]) -> tuple[ServicePort, ...]:
+    found: dict[str, _Port] = {}
+    for _, workload in sorted(by_address.items()):
+        unnamed = sum(not port.name for port in workload.ports)
+        for port in workload.ports:
+            # Only names join ports, except where there is nothing to mix up.
+            key = port.name or ("" if unnamed == 1 else str(port.number))
+            one = found.setdefault(key, _Port())
+            one.numbers.add(port.number)
+            one.protocol = one.protocol or port.protocol
+            one.workloads.append(workload)
+    numbered: dict[int, tuple[str, _Port]] = {}
+    for key, one in sorted(found.items(), key=lambda item: (min(item[1].numbers), item[0])):
+        free = one.numbers - numbered.keys()
+        if free:
+            numbered[min(free)] = (key, one)
+        else:  # two names for one number: the first name stays
+            numbered[min(one.numbers)][1].workloads += one.workloads
+    return tuple(_port(number, *numbered[number]) for number in sorted(numbered))
+
+
+def _port(number: int, key: str, port: _Port) -> ServicePort:
+    protocol = Protocol.TCP if port.protocol.lower() in _TCP else Protocol.HTTP
+    name = key if key and not key.isdigit() else f"port-{number}"
+    workloads = {workload.address: workload for workload in port.workloads}
+    return ServicePort(number, name, protocol, tuple(workloads.values()))
+
+
+def _endpoint(workload: WorkloadRecord) -> SidecarEndpoint:
+    named = names.workload(workload.labels, workload.namespace, workload.workload)
+    app = workload.service if named.app == workload.workload else named.app
+    return SidecarEndpoint(
+        address=workload.address,
+        weight=1,
+        workload=msgspec.structs.replace(named, app=app, principal=workload.identity),
+        healthy=workload.healthy,
+    )

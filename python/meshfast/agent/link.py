@@ -1,0 +1,264 @@
+"""The line to the control plane: join with the token, keep one stream, come back when it breaks.
+
+    no certificate → joining (token) → the first certificate → streaming (Hello …) → broken → again
+
+A sidecar with a certificate that is still good streams at once and needs no token. Reconnecting
+waits at random up to a bound that doubles from 0.1 to 10 s (full jitter), so that a control plane
+that comes back is not met by all sidecars at once.
+
+Does not do: applying pushes, keeping files, deciding when to renew (mesh).
+
+Invariants:
+1. One stream at a time. Whatever ends it, the next attempt is due.
+2. Nothing but the request for the first certificate is said without a certificate.
+3. The token's secret is sent only to a server that has proven its identity.
+
+Tests: tests/agent/test_mesh.py.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from meshfast.agent.identity import IdentityError, client_context
+from meshfast.agent.stream import Stream
+from meshfast.discovery.client import ClientSession, ClientState
+from meshfast.discovery.error import DiscoveryError
+from meshfast.discovery.messages import (
+    CertificateRequest,
+    CertificateResponse,
+    Goodbye,
+    Heartbeat,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshfast.agent.identity import Identity
+    from meshfast.agent.log import Log
+    from meshfast.agent.loop import Loop, Timer
+    from meshfast.agent.resolver import Resolver
+    from meshfast.discovery.messages import Message
+
+__all__ = ["Link"]
+
+DELAY_S_MIN = 0.1
+DELAY_S_MAX = 10.0
+STEADY_S = 10.0  # a stream that lived for so long was not an attempt that failed
+SILENCE = 3  # heartbeats that may be missing
+JOIN_S_MAX = 15.0
+
+
+class Link:
+    """`session` is the dialogue; it outlives streams. `is_open` while Hello has been answered."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        resolver: Resolver,
+        log: Log,
+        control: str,
+        roots: Sequence[bytes],
+        server_identity: str,
+        session: ClientSession,
+        *,
+        join_request: Callable[[], CertificateRequest | None],
+        on_certificate: Callable[[CertificateResponse], None],
+        on_open: Callable[[], None],
+        on_activity: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`control` is `host:port`. `on_activity` follows the messages of an open stream.
+
+        `join_request` gives the request with the token, None when there is no token.
+        """
+        self.session = session
+        self.identity: Identity | None = None
+        self._loop = loop
+        self._resolver = resolver
+        self._log = log
+        self._host, _, port = control.rpartition(":")
+        self._port = int(port)
+        self._roots = list(roots)
+        self._server_identity = server_identity
+        self._join_request = join_request
+        self._on_certificate = on_certificate
+        self._on_open = on_open
+        self._on_activity = on_activity
+        self._on_lost = on_lost
+        self._stream: Stream | None = None
+        self._is_joining = False
+        self._attempts = 0
+        self._connected_at = 0.0
+        self._heard_at = 0.0
+        self._timer: Timer | None = None
+        self._beat: Timer | None = None
+        self._said = ""
+        self._is_settling = False
+        self._stopped = False
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether messages can be sent."""
+        return self._stream is not None and self.session.state is ClientState.OPEN
+
+    @property
+    def local_address(self) -> str:
+        """This host's address as the control plane sees it; "" without a stream."""
+        return "" if self._stream is None else self._stream.local_address
+
+    def start(self) -> None:
+        """Begin the first attempt."""
+        self._connect()
+
+    def flush(self) -> None:
+        """Send what the session has to say."""
+        if self._stream is not None and not self._is_joining:
+            for message in self.session.poll_messages():
+                self._stream.send(message)
+
+    def stop(self, *, for_good: bool) -> None:
+        """Never come back. `for_good`: say goodbye, which ends the registration at once.
+
+        Otherwise another agent of this sidecar follows, and nobody should notice.
+        """
+        self._stopped = True
+        if self._stream is not None and self.is_open:
+            self.flush()
+            if for_good:
+                self._stream.send(Goodbye("drain"))
+            self._stream.finish()
+        self._hang_up()
+
+    def _connect(self) -> None:
+        self._timer = None
+        self._attempts += 1
+        self._resolver.resolve(self._host, self._on_addresses)
+
+    def _on_addresses(self, addresses: list[str], error: str | None) -> None:
+        if self._stopped or self._stream is not None:
+            return
+        if not addresses:
+            return self._on_end(f"{self._host}: {error}")
+        identity = self.identity
+        if identity is not None and not identity.is_valid(time.time()):
+            identity = None
+        self._is_joining = identity is None
+        roots = self._roots if self.identity is None else [*self.identity.bundle]
+        try:
+            context = client_context(roots, identity)
+        except IdentityError as wrong:
+            return self._on_end(str(wrong))
+        self._connected_at = time.monotonic()
+        self._stream = Stream(
+            self._loop,
+            (addresses[self._attempts % len(addresses)], self._port),
+            context,
+            self._server_identity,
+            self._on_stream_open,
+            self._on_message,
+            self._on_end,
+        )
+
+    def _on_stream_open(self) -> None:
+        self._heard_at = time.monotonic()
+        if self._is_joining:
+            request = self._join_request()
+            if request is None:
+                return self._on_end("no certificate that is still good, and no token to join with")
+            assert self._stream is not None
+            self._stream.send(request)
+            self._beat = self._loop.call_later(
+                JOIN_S_MAX, lambda: self._on_end("no certificate in time")
+            )
+            return
+        self.session.connected()
+        self.flush()
+
+    def _on_message(self, message: Message) -> None:
+        self._heard_at = time.monotonic()
+        if self._is_joining:
+            return self._on_join_message(message)
+        was_open = self.session.state is ClientState.OPEN
+        try:
+            self.session.handle_message(message)
+        except DiscoveryError as error:
+            return self._on_end(str(error))
+        if not was_open and self.session.state is ClientState.OPEN:
+            self._said = ""
+            self._log.info("control plane connected", control=f"{self._host}:{self._port}")
+            self._beat_later()
+            self._on_open()
+        for received in self.session.take_received():
+            if isinstance(received, Goodbye):
+                return self._on_end(f"goodbye from the control plane: {_why(received)}")
+            self._on_certificate(received)
+        # After what else arrived with it: pushes that come together are applied together.
+        if not self._is_settling:
+            self._is_settling = True
+            self._loop.call_later(0, self._settle)
+
+    def _settle(self) -> None:
+        self._is_settling = False
+        self._on_activity()
+        self.flush()
+
+    def _on_join_message(self, message: Message) -> None:
+        if isinstance(message, CertificateResponse):
+            before = self.identity
+            self._on_certificate(message)
+            if self.identity is not before:
+                self._attempts = 0
+                self._hang_up()
+                self._connect()
+            else:
+                self._on_end(f"joining was refused: {message.refusal or 'unusable certificate'}")
+        elif isinstance(message, Goodbye):
+            self._on_end(f"joining was refused: {_why(message)}")
+
+    def _beat_later(self) -> None:
+        self._beat = self._loop.call_later(self.session.heartbeat_ms / 1000, self._on_beat)
+
+    def _on_beat(self) -> None:
+        if time.monotonic() - self._heard_at > SILENCE * self.session.heartbeat_ms / 1000:
+            return self._on_end("the control plane is silent")
+        self.session.send(Heartbeat())
+        self.flush()
+        self._beat_later()
+
+    def _on_end(self, reason: str) -> None:
+        """The stream is over, or never was; try again later."""
+        was_open = self.is_open
+        if time.monotonic() - self._connected_at >= STEADY_S and was_open:
+            self._attempts = 0
+        self._hang_up()
+        if reason != self._said:  # once, not at every attempt of an outage
+            self._said = reason
+            self._log.warning(
+                "no control plane", control=f"{self._host}:{self._port}", reason=reason
+            )
+        if was_open:
+            self._on_lost()
+        if not self._stopped:
+            bound = min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(self._attempts, 16))
+            delay = max(DELAY_S_MIN, random.uniform(0, bound))
+            self._timer = self._loop.call_later(delay, self._connect)
+
+    def _hang_up(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self.session.state is not ClientState.OFFLINE:
+            self.session.disconnected()
+
+
+def _why(goodbye: Goodbye) -> str:
+    return f"{goodbye.code} {goodbye.detail}".rstrip()

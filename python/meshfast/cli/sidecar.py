@@ -1,0 +1,464 @@
+"""`meshfast sidecar`: a service's sidecar for an application that somebody else starts.
+
+Also what `run` has in common with it: the options, the plan that follows from them and from the
+token or from what an earlier start left behind, and the way to a running supervisor.
+
+A sidecar that has joined once keeps what it needs to come back (control plane, roots, names, never
+the token's secret) in its state directory, so that a restart needs no token.
+
+Does not do: joining (the agent does).
+
+Tests: tests/core/test_sidecar_cli.py; the running mesh in tests/mesh.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+import rich_click as click
+from click.core import ParameterSource
+
+import meshfast
+from meshfast.agent.mesh import MeshSettings
+from meshfast.agent.state import StateDirectory, StateError
+from meshfast.cli import launch
+from meshfast.cli.proxy import LOG_LEVELS, Duration
+from meshfast.discovery.token import JoinToken, TokenError
+from meshfast.errors import ConfigError
+from meshfast.policy import SlotAllocator
+from meshfast.policy.document import encode_document
+from meshfast.policy.sidecar import Sidecar, Upstream, compose
+from meshfast.resources.texts import CHECKS
+from meshfast.supervisor.launch import launch as become_supervisor
+from meshfast.supervisor.settings import WORKERS_MAX, Settings, SettingsError
+
+__all__ = [
+    "Plan",
+    "default_state_dir",
+    "explicit_options",
+    "make_plan",
+    "options",
+    "print_plan",
+    "serve",
+    "settings",
+    "sidecar",
+]
+
+PROTOCOLS = ("http", "http2", "grpc", "tcp")
+WORKERS = 2
+TOKEN_VARIABLE = "MESHFAST_TOKEN"
+MEMBERSHIP, CREDENTIAL = "membership", "credential"
+PROXY_VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
+DIRECT = ("localhost", "127.0.0.1", "::1")
+CONTROL_ACCOUNT = "/ns/meshfast-system/sa/control"
+
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
+_UPSTREAM = re.compile(r"(?P<host>[^=:]+)(?::(?P<port>[0-9]{1,5}))?=(?P<address>.+)")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token says without its secret; kept for starts without one."""
+
+    control: str
+    root: str
+    service: str
+    namespace: str
+    service_account: str
+    trust_domain: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a start needs. `explicit` names the addresses that must not give way."""
+
+    mesh: MeshSettings
+    instance: str
+    runtime_dir: str
+    workers: int
+    drain_ms: int
+    metrics_address: str
+    explicit: frozenset[str]
+    access_log: str
+    log_level: str
+    proxy_url: str
+    command: tuple[str, ...] = ()
+
+
+OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option("--service", metavar="NAME", help="Name of the service.  [default: the token's]"),
+    click.option("--port", type=click.IntRange(1, 65535), required=True,
+                 help="Port on 127.0.0.1 where the application serves."),
+    click.option(
+        "--service-port",
+        type=click.IntRange(1, 65535),
+        help="Port that callers name; versions on one host share it.  [default: --port]",
+    ),
+    click.option("--protocol", type=click.Choice(PROTOCOLS), default="http", show_default=True,
+                 help="What the application speaks on its port."),
+    click.option("--label", "labels", metavar="KEY=VALUE", multiple=True,
+                 help="Label of the workload, as version=v2; may be repeated."),
+    click.option("--namespace", metavar="NAME", help="Namespace.  [default: the token's]"),
+    click.option("--workload", metavar="NAME",
+                 help="Name of the workload.  [default: SERVICE-VERSION]"),
+    click.option("--token-file", type=click.Path(dir_okay=False),
+                 help=f"File with the join token; else {TOKEN_VARIABLE}, else an earlier start."),
+    click.option("--upstream", "upstreams", metavar="NAME[:PORT]=ADDR:PORT", multiple=True,
+                 help="Local TCP port of a service, for clients that ignore proxies."),
+    click.option("--inbound-address", metavar="IP:PORT", default="0.0.0.0:15006",
+                 show_default=True, help="Where other sidecars reach this one."),
+    click.option("--outbound-address", metavar="IP:PORT", default="127.0.0.1:15001",
+                 show_default=True, help="The application's HTTP proxy."),
+    click.option("--metrics-address", metavar="IP:PORT", default="127.0.0.1:15020",
+                 show_default=True, help="Metrics and health. Defaults give way to free ports."),
+    click.option("--address", metavar="IP", default="",
+                 help="IP that others reach this host by.  [default: towards the control plane]"),
+    click.option("--key-storage", type=click.Choice(["disk", "memory"]), default="disk",
+                 show_default=True, help="memory: a restart needs the control plane and a token."),
+    click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=WORKERS,
+                 show_default=True, help="Worker processes."),
+    click.option("--drain-time", "drain_ms", type=Duration(), default="45s", show_default=True,
+                 help="How long exchanges in flight may take once told to stop."),
+    click.option("-l", "--log-level", type=click.Choice(LOG_LEVELS), default="info",
+                 show_default=True, help="What the sidecar says about itself, on stderr."),
+    click.option("--instance", metavar="NAME",
+                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT]"),
+    click.option("--runtime-dir", type=click.Path(file_okay=False),
+                 help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]"),
+    click.option("--state-dir", type=click.Path(file_okay=False),
+                 help="Keys and configuration.  [default: $XDG_STATE_HOME/meshfast/sidecars]"),
+    click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text",
+                 help="json: print the plan, without secrets, and stop."),
+)  # fmt: skip
+
+
+def options(command: Command) -> Command:
+    """Give a command the options of a sidecar."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@options
+@click.option("--access-log", metavar="FILE", default="/dev/stdout", show_default=True,
+              help="File for one JSON line per request; off for none.")  # fmt: skip
+@click.pass_context
+def sidecar(ctx: click.Context, /, **given: Any) -> None:
+    """Be the sidecar of an application that is started elsewhere.
+
+    \b
+        meshfast sidecar --port 8080 --token-file payment.token
+        . ~/.local/state/meshfast/sidecars/payment-8080/environment; exec ./payment
+    """
+    plan = make_plan(given, explicit_options(ctx), os.environ, keeps_credential=True)
+    if given["output"] == "json":
+        return print_plan(plan)
+    serve(plan, os.environ)
+
+
+def make_plan(
+    given: Mapping[str, Any],
+    explicit: frozenset[str],
+    environment: Mapping[str, str],
+    *,
+    command: Sequence[str] = (),
+    keeps_credential: bool = False,
+) -> Plan:
+    """Work out everything from options and environment. Raises ConfigError.
+
+    `keeps_credential`: the application's proxy password outlives this start, because nobody will
+    tell the application another one.
+    """
+    token = _token(given["token_file"], environment)
+    instance, state = _state(given, token)
+    membership = _membership(given, token, state)
+    version = _labels(given["labels"]).get("version")
+    workload = given["workload"] or "-".join(filter(None, [membership.service, version]))
+    secret = _credential(state, keeps_credential)
+    credential = base64.b64encode(f"{instance}:{secret}".encode())
+    outbound, inbound = given["outbound_address"], given["inbound_address"]
+    for option, address in (("--outbound-address", outbound), ("--inbound-address", inbound)):
+        _check_address(option, address)
+    domain = membership.trust_domain
+    facts = Sidecar(
+        service=membership.service,
+        namespace=membership.namespace,
+        workload=workload,
+        labels=_labels(given["labels"]),
+        principal=f"spiffe://{domain}/ns/{membership.namespace}/sa/{membership.service_account}",
+        app_port=given["port"],
+        service_port=given["service_port"] or 0,
+        inbound=f"inbound/{inbound}",
+        outbound=f"outbound/{outbound}",
+        upstreams=tuple(map(_upstream, given["upstreams"])),
+        credential_sha256=hashlib.sha256(credential).hexdigest(),
+        access_log_disabled=given["access_log"] == "off",
+    )
+    proxy_url = f"http://{instance}:{secret}@{{outbound}}"
+    runtime_dir = given["runtime_dir"] or launch.default_runtime_dir(environment, os.getuid())
+    access_log = given["access_log"]
+    return Plan(
+        mesh=MeshSettings(
+            sidecar=facts,
+            control=membership.control,
+            control_identity=f"spiffe://{domain}{CONTROL_ACCOUNT}",
+            roots=[membership.root],
+            trust_domain=domain,
+            instance=_name_among_all(instance),
+            state_dir=state.path,
+            key_storage=given["key_storage"],
+            token_id="" if token is None else token.id,
+            token_secret="" if token is None else token.secret,
+            protocol=given["protocol"],
+            address=given["address"],
+            environment="" if command else _exports(proxy_url, instance, environment),
+        ),
+        instance=instance,
+        runtime_dir=str(Path(runtime_dir).absolute()),
+        workers=given["workers"],
+        drain_ms=given["drain_ms"],
+        metrics_address=given["metrics_address"],
+        explicit=explicit,
+        access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
+        log_level=given["log_level"],
+        proxy_url=proxy_url,
+        command=tuple(command),
+    )
+
+
+def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
+    """Become the supervisor of the sidecar. Raises ConfigError when something is refused."""
+    from meshfast import _core
+
+    document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
+    snapshot_fd = launch.sealed(
+        "meshfast-snapshot", _core.Snapshot.build(encode_document(document))
+    )
+    memory = _core.SharedMemory.create(2 * plan.workers)
+    kept = [memory.fileno(), snapshot_fd]
+    written = msgspec.json.encode(settings(plan, environment, *kept))
+    try:
+        Settings.parse(written)  # the supervisor reads them again, after the way back is gone
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None
+    os.environ.pop(TOKEN_VARIABLE, None)  # not for the application
+    sys.stdout.flush()
+    become_supervisor(written, kept)
+
+
+def settings(
+    plan: Plan, environment: Mapping[str, str], shared_memory_fd: int, snapshot_fd: int
+) -> dict[str, Any]:
+    """Give the settings of the supervisor, version 1."""
+    facts = plan.mesh.sidecar
+    workers = [
+        (facts.outbound, "outbound_address" not in plan.explicit),
+        (facts.inbound, "inbound_address" not in plan.explicit),
+        *((one.listener, False) for one in facts.upstreams),
+    ]
+    sockets = [
+        {
+            "name": name,
+            "address": name.partition("/")[2],
+            "owner": "worker",
+            "fallback": may_give_way,
+        }
+        for name, may_give_way in workers
+    ]
+    sockets.append(
+        {
+            "name": "metrics",
+            "address": plan.metrics_address,
+            "owner": "agent",
+            "fallback": "metrics_address" not in plan.explicit,
+        }
+    )
+    url = plan.proxy_url.replace("{outbound}", "{" + facts.outbound + "}")
+    variables = {**_variables(url, environment), "MESHFAST_INSTANCE": plan.instance}
+    return {
+        "version": 1,
+        "instance": plan.instance,
+        "runtime_dir": plan.runtime_dir,
+        "workers": plan.workers,
+        "drain_ms": plan.drain_ms,
+        "sockets": sockets,
+        "shared_memory_fd": shared_memory_fd,
+        "snapshot_fd": snapshot_fd,
+        "generation": 1,
+        "agent": {
+            "mesh": msgspec.to_builtins(plan.mesh),
+            "access_log": plan.access_log,
+            "version": meshfast.__version__,
+        },
+        "app": {"command": list(plan.command), "env": variables} if plan.command else None,
+        "log_level": plan.log_level,
+    }
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the plan as JSON, without what must stay secret."""
+    shown = msgspec.to_builtins(plan)
+    for secret in ("token_id", "token_secret", "environment"):
+        del shown["mesh"][secret]
+    del shown["proxy_url"]
+    shown["explicit"] = sorted(shown["explicit"])
+    print(msgspec.json.format(msgspec.json.encode(shown)).decode())
+
+
+def default_state_dir(environment: Mapping[str, str], uid: int) -> str:
+    """Choose where keys and configuration outlive a reboot."""
+    if uid == 0 and "XDG_STATE_HOME" not in environment:
+        return "/var/lib/meshfast/sidecars"
+    base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return f"{base}/meshfast/sidecars"
+
+
+def explicit_options(ctx: click.Context) -> frozenset[str]:
+    """Name the options that somebody has written."""
+    return frozenset(
+        name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    )
+
+
+def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None:
+    try:
+        text = environment.get(TOKEN_VARIABLE, "")
+        if path is not None:
+            text = Path(path).read_text(encoding="ascii")
+        return JoinToken.parse(text) if text else None
+    except TokenError as error:
+        raise ConfigError(f"{path or TOKEN_VARIABLE}: {error}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not a token'}") from None
+
+
+def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, StateDirectory]:
+    """Name the instance and open its directory."""
+    service = given["service"] or (token.service if token is not None else None)
+    instance = given["instance"]
+    if instance is None:
+        if service is None:
+            raise ConfigError("give --service, --instance or a join token (--token-file)")
+        instance = f"{service}-{given['port']}"
+    base = given["state_dir"] or default_state_dir(os.environ, os.getuid())
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", instance):
+        raise ConfigError("--instance: letters, digits, '.', '_' and '-', not '.' first")
+    try:
+        return instance, StateDirectory(str(Path(base).absolute() / instance))
+    except StateError as error:
+        raise ConfigError(f"--state-dir: {error}") from None
+
+
+def _membership(
+    given: Mapping[str, Any], token: JoinToken | None, state: StateDirectory
+) -> Membership:
+    """Take what the token says and keep it, or what was kept; the options have to agree."""
+    if token is not None:
+        membership = Membership(
+            control=token.control,
+            root=base64.b64encode(token.root).decode(),
+            service=token.service,
+            namespace=token.namespace,
+            service_account=token.service_account,
+            trust_domain=token.trust_domain,
+        )
+        try:
+            state.write_now(MEMBERSHIP, msgspec.json.encode(membership))
+        except OSError as error:
+            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
+    else:
+        membership = _kept_membership(state)
+    for option in ("service", "namespace"):
+        joined = getattr(membership, option)
+        if given[option] is not None and given[option] != joined:
+            raise ConfigError(
+                f"--{option}: {given[option]!r} is not what the token is for: {joined!r} "
+                "(create a token for it, or leave the option out)"
+            )
+    return membership
+
+
+def _kept_membership(state: StateDirectory) -> Membership:
+    try:
+        kept = state.read(MEMBERSHIP)
+        if kept is not None:
+            return msgspec.json.decode(kept, type=Membership)
+    except (StateError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{error} (start with a join token)") from None
+    raise ConfigError(
+        f"a join token is needed for the first start: --token-file FILE or {TOKEN_VARIABLE} "
+        "(`meshfast token create --service NAME` makes one)"
+    )
+
+
+def _credential(state: StateDirectory, is_kept: bool) -> str:
+    """Make the password of the application's proxy, or take the kept one."""
+    try:
+        kept = state.read(CREDENTIAL) if is_kept else None
+    except StateError:
+        kept = None
+    if kept is not None:
+        return kept.decode("ascii")
+    secret = secrets.token_urlsafe(24)
+    if is_kept:
+        try:
+            state.write_now(CREDENTIAL, secret.encode("ascii"))
+        except OSError as error:
+            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
+    return secret
+
+
+def _labels(written: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for text in written:
+        key, equals, value = text.partition("=")
+        if not equals or not key or len(key) > 253 or len(value) > 63:
+            raise ConfigError(f"--label: expected KEY=VALUE, got {text!r}")
+        labels[key] = value
+    return labels
+
+
+def _upstream(text: str) -> Upstream:
+    found = _UPSTREAM.fullmatch(text)
+    if found is None or CHECKS["host"](found["host"]) is not None:
+        raise ConfigError(f"--upstream: expected NAME[:PORT]=ADDR:PORT, got {text!r}")
+    _check_address("--upstream", found["address"])
+    port = int(found["port"] or 0)
+    return Upstream(service=found["host"], listener=f"outbound/{found['address']}", port=port)
+
+
+def _check_address(option: str, address: str) -> None:
+    if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > 65535:
+        raise ConfigError(f"{option}: expected IP:PORT, got {address!r}")
+
+
+def _name_among_all(instance: str) -> str:
+    """Name this sidecar uniquely: the instance and the host; the same at every start."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
+    return f"{instance}.{host}"[:253]
+
+
+def _variables(url: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Give the application's proxy variables; what the user excludes stays excluded."""
+    written = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    excluded = [one.strip() for one in written.split(",") if one.strip()]
+    direct = ",".join(dict.fromkeys([*excluded, *DIRECT]))
+    return {**dict.fromkeys(PROXY_VARIABLES, url), "NO_PROXY": direct, "no_proxy": direct}
+
+
+def _exports(url: str, instance: str, environment: Mapping[str, str]) -> str:
+    """Write the same for a shell."""
+    variables = {**_variables(url, environment), "MESHFAST_INSTANCE": instance}
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())

@@ -1,0 +1,210 @@
+"""Registered workloads and their leases: streams come and go, nobody is lost at once."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from meshfast.control.registry import Registry, WorkloadRecord, workload_key
+from meshfast.control.registry.registry import TakenError
+from meshfast.control.store import SqliteStore
+from meshfast.discovery import Port
+
+GRACE_MS = 10_000
+
+
+class Clock:
+    """Both clocks, the store's and the registry's."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class World:
+    """A store whose time passes in the steps of its own writer, and a registry over it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.store = SqliteStore(directory, clock_ms=self.clock)
+        self.registry = self.restart()
+
+    def restart(self) -> Registry:
+        """Start a registry as a new control plane would."""
+        self.registry = Registry(
+            self.store,
+            grace_ms=GRACE_MS,
+            adoption_ms=60_000,
+            adoption_spread_ms=60_000,
+            clock_ms=self.clock,
+        )
+        return self.registry
+
+    def passes(self, duration_ms: int, *, keeping_alive: bool = True) -> None:
+        """Let time pass; leases are kept alive as often as the server does it."""
+        end_ms = self.clock.now_ms + duration_ms
+        next_ms = self.clock.now_ms + self.registry.keep_alive_ms
+        while self.clock.now_ms < end_ms:
+            self.clock.now_ms += 250
+            if keeping_alive and self.clock.now_ms >= next_ms:
+                self.registry.keep_alive()
+                next_ms += self.registry.keep_alive_ms
+            self.store.sweep()
+
+    def instances(self) -> list[str]:
+        return [entry.key.rpartition("/")[2] for entry in self.store.scan("/workloads/").entries]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    found = World(tmp_path / "store")
+    yield found
+    found.store.close()
+
+
+def record(instance: str = "p1", account: str = "payment", **changes: object) -> WorkloadRecord:
+    made = WorkloadRecord(
+        instance=instance,
+        workload="payment-v1",
+        namespace="default",
+        service="payment",
+        identity=f"spiffe://cluster.local/ns/default/sa/{account}",
+        address="127.0.0.1:15006",
+        ports=(Port(8080),),
+    )
+    return replace(made, **changes)
+
+
+def register(world: World, stream: object, what: WorkloadRecord) -> None:
+    asyncio.run(world.registry.register(stream, what))
+
+
+def test_a_workload_lives_as_long_as_its_stream_and_the_grace(world: World) -> None:
+    stream = object()
+    register(world, stream, record())
+    world.passes(60_000)
+    assert world.instances() == ["p1"]
+    world.registry.release(stream)
+    world.passes(GRACE_MS - 500)
+    assert world.instances() == ["p1"]
+    world.passes(1_000)
+    assert world.instances() == []
+
+
+def test_keeping_alive_writes_nothing(world: World) -> None:
+    register(world, object(), record())
+    before = world.store.revision()
+    world.passes(60_000)
+    assert world.store.revision() == before
+
+
+def test_the_same_registration_again_writes_nothing(world: World) -> None:
+    first, second = object(), object()
+    register(world, first, record())
+    before = world.store.revision()
+    register(world, first, record())
+    world.registry.release(first)
+    register(world, second, record())
+    assert world.store.revision() == before
+    world.passes(60_000)
+    assert world.instances() == ["p1"]
+
+
+def test_a_changed_registration_replaces_the_old_one_on_the_same_lease(world: World) -> None:
+    stream = object()
+    register(world, stream, record())
+    [before] = world.store.scan("/workloads/").entries
+    register(world, stream, record(healthy=True))
+    [after] = world.store.scan("/workloads/").entries
+    assert (after.changes, after.lease) == (2, before.lease)
+
+
+def test_a_stream_that_was_replaced_can_take_nothing_away(world: World) -> None:
+    old, new = object(), object()
+    register(world, old, record())
+    register(world, new, record())
+    asyncio.run(world.registry.deregister(old, "default", "p1"))
+    world.registry.release(old)
+    world.passes(60_000)
+    assert world.instances() == ["p1"]
+    asyncio.run(world.registry.deregister(new, "default", "p1"))
+    assert world.instances() == []
+    asyncio.run(world.registry.deregister(new, "default", "p1"))
+
+
+def test_a_key_is_one_identity_s(world: World) -> None:
+    mine, other = object(), object()
+    register(world, mine, record())
+    with pytest.raises(TakenError):
+        register(world, other, record(account="order"))
+    world.registry.release(other)
+    world.passes(60_000)
+    assert world.instances() == ["p1"]
+    world.registry.release(mine)
+    world.passes(GRACE_MS + 1_000)
+    register(world, other, record(account="order"))
+    assert world.instances() == ["p1"]
+
+
+def test_after_a_start_workloads_are_held_and_then_go_one_by_one(world: World) -> None:
+    for number in range(20):
+        register(world, object(), record(f"p{number:02}"))
+    registry = world.restart()
+    assert registry.adopt() == 20
+    world.passes(60_000)
+    assert len(world.instances()) == 20
+    returned = object()
+    register(world, returned, record("p19"))
+    left = []
+    for _ in range(13):
+        world.passes(6_000)
+        left.append(len(world.instances()))
+    lost = [before - after for before, after in zip([20, *left], left, strict=False)]
+    assert max(lost) <= 3
+    assert world.instances() == ["p19"]
+
+
+def test_one_that_comes_back_after_a_start_changes_nothing(world: World) -> None:
+    register(world, object(), record())
+    before = world.store.revision()
+    world.restart().adopt()
+    register(world, object(), record())
+    world.passes(200_000)
+    assert world.store.revision() == before
+    assert world.instances() == ["p1"]
+
+
+def test_adoption_does_not_let_another_identity_in(world: World) -> None:
+    register(world, object(), record())
+    world.restart().adopt()
+    with pytest.raises(TakenError):
+        register(world, object(), record(account="order"))
+    assert world.instances() == ["p1"]
+
+
+def test_what_was_lost_while_nobody_kept_it_alive_is_named(world: World) -> None:
+    stream = object()
+    register(world, stream, record())
+    world.passes(GRACE_MS + 1_000, keeping_alive=False)
+    assert world.instances() == []
+    assert world.registry.keep_alive() == [(stream, record())]
+    register(world, stream, record())
+    assert world.instances() == ["p1"]
+    assert world.registry.keep_alive() == []
+
+
+def test_many_at_once_are_all_written(world: World) -> None:
+    async def everybody() -> None:
+        calls = (world.registry.register(object(), record(f"p{n:03}")) for n in range(100))
+        await asyncio.gather(*calls)
+
+    asyncio.run(everybody())
+    assert len(world.instances()) == 100
+
+
+def test_keys_are_named_by_namespace_and_instance() -> None:
+    assert workload_key("shop", "p1") == "/workloads/shop/p1"

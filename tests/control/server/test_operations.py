@@ -1,0 +1,241 @@
+"""What operators do: apply whole or not at all, read, delete, make tokens, look around."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from meshfast.control.operations import Applied, NotFoundError
+from meshfast.errors import ConfigError
+from tests.control.server.conftest import Plane, Start
+from tests.control.server.sidecar import Sidecar
+
+RULE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: payment
+spec:
+  hosts: [payment]
+  http:
+    - timeout: 3s
+      route:
+        - destination: {host: payment}
+"""
+ENTRY = """\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: api}
+spec:
+  hosts: [api.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 10.0.0.1}]
+"""
+
+
+def apply(plane: Plane, text: str, **options: Any) -> Applied:
+    applied = plane.ask(plane.operations.apply(text, **options))
+    assert isinstance(applied, Applied)
+    return applied
+
+
+def problems(plane: Plane, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        apply(plane, text, file="mesh.yaml")
+    return [str(problem) for problem in refused.value.problems]
+
+
+def actions(applied: Applied) -> list[tuple[str, str]]:
+    return [(change.name, change.action) for change in applied.changes]
+
+
+def stored(plane: Plane) -> list[str]:
+    return [f"{one.kind}/{one.name}" for one in plane.ask(plane.operations.list())]
+
+
+def test_a_file_is_applied_and_read_back(plane: Plane) -> None:
+    first = apply(plane, f"{RULE}---\n{ENTRY}")
+    assert actions(first) == [("payment", "created"), ("api", "created")]
+    assert stored(plane) == ["ServiceEntry/api", "VirtualService/payment"]
+    found = plane.ask(plane.operations.get("VirtualService", "default", "payment"))
+    assert found.document["spec"]["http"][0]["timeout"] == "3s"
+    assert found.revision == found.created == first.revision
+    changed = apply(plane, f"{RULE.replace('3s', '5s')}---\n{ENTRY}")
+    assert actions(changed) == [("payment", "configured"), ("api", "unchanged")]
+    assert changed.changes[0].before == found.document
+    assert changed.changes[0].after is not None
+    assert changed.changes[0].after["spec"]["http"][0]["timeout"] == "5s"
+    again = apply(plane, f"{RULE.replace('3s', '5s')}---\n{ENTRY}")
+    assert actions(again) == [("payment", "unchanged"), ("api", "unchanged")]
+    assert again.revision == changed.revision
+
+
+def test_one_bad_resource_keeps_the_whole_file_out_with_every_problem(plane: Plane) -> None:
+    bad = RULE.replace("timeout: 3s", "timeout: soon").replace("hosts:", "hots:")
+    found = problems(plane, f"{ENTRY}---\n{bad}")
+    assert [one.split(": ")[0] for one in found] == [
+        "mesh.yaml:14:1",
+        "mesh.yaml:15:3",
+        "mesh.yaml:17:16",
+    ][-len(found) :]
+    assert any("did you mean 'hosts'" in one for one in found)
+    assert any("duration" in one for one in found)
+    assert stored(plane) == []
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(plane: Plane) -> None:
+    before = plane.operations.revision()
+    dry = apply(plane, RULE, dry_run=True)
+    assert dry.dry_run
+    assert actions(dry) == [("payment", "created")]
+    assert stored(plane) == []
+    assert dry.revision == before
+
+
+def test_a_regular_expression_is_judged_where_it_is_written(plane: Plane) -> None:
+    bad = RULE.replace("- timeout: 3s", '- match: [{uri: {regex: "a(b"}}]')
+    [found] = problems(plane, bad)
+    assert found.startswith("mesh.yaml:8:")
+    assert "spec.http[0].match[0].uri.regex" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            RULE.replace("hosts: [payment]", "hosts: [payment]\n  gateways: [edge]"),
+            "Gateway 'edge'",
+        ),
+        (
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n"
+            "  servers: [{port: {number: 1, name: h, protocol: HTTP}, hosts: ['*']}]\n",
+            "does not serve the kind Gateway",
+        ),
+        (
+            RULE.replace("  http:", "  tcp: [{route: [{destination: {host: db}}]}]\n  http:"),
+            "tcp routes are not served",
+        ),
+        (f"{RULE}---\n{RULE}", "defined twice"),
+        (f"{RULE}---\n{RULE.replace('name: payment', 'name: other')}", "routed twice"),
+        (
+            f"{ENTRY}---\n{RULE}".replace(
+                "{host: payment}", "{host: api.example.com, port: {number: 81}}"
+            ),
+            "no port 81",
+        ),
+    ],
+)
+def test_what_no_sidecar_would_serve_is_refused(plane: Plane, text: str, expected: str) -> None:
+    found = problems(plane, text)
+    assert any(expected in one for one in found), found
+    assert all(one.startswith("mesh.yaml:") for one in found)
+    assert stored(plane) == []
+
+
+def test_a_second_rule_for_a_host_is_refused_across_files(plane: Plane) -> None:
+    apply(plane, RULE)
+    [found] = problems(plane, RULE.replace("name: payment", "name: other"))
+    assert "the first is at VirtualService default/payment" in found
+
+
+def test_a_destination_that_nobody_serves_is_a_warning(plane: Plane) -> None:
+    applied = apply(plane, RULE)
+    [warning] = applied.warnings
+    assert "nobody serves payment.default now" in str(warning)
+    with Sidecar.join(plane.token("payment")) as sidecar:
+        sidecar.wait_open()
+        sidecar.register(8080)
+        sidecar.subscribe()
+        sidecar.wait_until(lambda: b"payment" in sidecar.held.get("route", {}).get("outbound", b""))
+        assert apply(plane, RULE).warnings == ()
+        wrong = RULE.replace("{host: payment}", "{host: payment, port: {number: 9}}")
+        [warning] = apply(plane, wrong).warnings
+        assert "no workload of payment.default serves port 9 now, only 8080" in str(warning)
+        [refused] = problems(plane, ENTRY.replace("api.example.com", "payment"))
+        assert "is a service of the mesh" in refused
+
+
+def test_a_rule_reaches_sidecars_and_goes_again(plane: Plane) -> None:
+    def timeouts(sidecar: Sidecar) -> list[object]:
+        hosts = json.loads(sidecar.held.get("route", {}).get("outbound", b"[]"))
+        return [route["timeout_ms"] for host in hosts for route in host["routes"]]
+
+    with Sidecar.join(plane.token("payment")) as sidecar:
+        sidecar.wait_open()
+        sidecar.register(8080)
+        sidecar.subscribe()
+        sidecar.wait_until(lambda: timeouts(sidecar) == [None])
+        apply(plane, RULE)
+        sidecar.wait_until(lambda: timeouts(sidecar) == [3000], 1.0)
+        deleted = plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+        assert actions(deleted) == [("payment", "deleted")]
+        sidecar.wait_until(lambda: timeouts(sidecar) == [None], 1.0)
+
+
+def test_what_is_not_there_is_not_found(plane: Plane) -> None:
+    for kind, namespace, name in (
+        ("VirtualService", "default", "payment"),
+        ("VirtualService", "..", "payment"),
+        ("Nothing", "default", "a b"),
+        ("", "", ""),
+        ("VirtualService/default", "x", "y/z"),
+    ):
+        with pytest.raises(NotFoundError):
+            plane.ask(plane.operations.get(kind, namespace, name))
+        with pytest.raises(NotFoundError):
+            plane.ask(plane.operations.delete(kind, namespace, name))
+    with pytest.raises(NotFoundError):
+        plane.ask(plane.operations.revoke_token("0" * 16))
+
+
+def test_lists_can_be_narrowed(plane: Plane) -> None:
+    apply(plane, f"{RULE}---\n{ENTRY.replace('name: api', 'name: api, namespace: shop')}")
+    by_kind = plane.ask(plane.operations.list(kind="VirtualService"))
+    by_namespace = plane.ask(plane.operations.list(namespace="shop"))
+    assert [one.name for one in by_kind] == ["payment"]
+    assert [one.name for one in by_namespace] == ["api"]
+
+
+def test_two_that_apply_conflicting_rules_at_once_cannot_both_succeed(plane: Plane) -> None:
+    async def both() -> list[object]:
+        texts = [RULE.replace("name: payment", f"name: rule-{number}") for number in range(8)]
+        calls = (plane.operations.apply(text) for text in texts)
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    outcomes = plane.ask(both())
+    assert sum(isinstance(one, Applied) for one in outcomes) == 1
+    assert sum(isinstance(one, ConfigError) for one in outcomes) == 7
+    assert len(stored(plane)) == 1
+
+
+def test_services_and_workloads_are_shown(plane: Plane) -> None:
+    with (
+        Sidecar.join(plane.token("payment"), "p1") as first,
+        Sidecar.join(plane.token("payment"), "p2") as second,
+    ):
+        for port, sidecar in ((8080, first), (8081, second)):
+            sidecar.wait_open()
+            sidecar.register(port, address=f"127.0.0.1:1{port}", healthy=port == 8080)
+        first.subscribe()
+        first.wait_until(
+            lambda: (
+                b"18081"
+                in first.held.get("endpoint", {}).get("outbound|8080||payment.default", b"")
+            )
+        )
+        [service] = plane.ask(plane.operations.services())
+        assert (service.host, service.ports) == ("payment.default", (8080,))
+        assert (service.workloads, service.healthy) == (2, 1)
+        shown = plane.ask(plane.operations.workloads())
+        assert [(one.workload.instance, one.connected) for one in shown] == [
+            ("p1", True),
+            ("p2", True),
+        ]
+
+
+def test_a_token_carries_the_address_that_it_was_made_for(start: Start) -> None:
+    plane = start(advertise="mesh.example.com:443")
+    assert plane.token().control == "mesh.example.com:443"
+    assert plane.token(control="10.0.0.9:15012").control == "10.0.0.9:15012"

@@ -1,0 +1,313 @@
+"""`run` and `sidecar`: from options, token and environment to the settings of the supervisor."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from meshfast.agent.state import StateDirectory
+from meshfast.cli import app
+from meshfast.cli import sidecar as cli
+from meshfast.discovery.token import JoinToken
+from meshfast.errors import ConfigError
+from meshfast.supervisor.settings import Settings
+
+TOKEN = JoinToken(
+    control="127.0.0.1:15012",
+    root=b"a root",
+    id="token-1",
+    secret="the secret",
+    service="payment",
+    namespace="shop",
+    service_account="payer",
+    trust_domain="cluster.local",
+)
+GIVEN: dict[str, Any] = {
+    "service": None,
+    "port": 8080,
+    "protocol": "http",
+    "service_port": None,
+    "labels": (),
+    "namespace": None,
+    "workload": None,
+    "token_file": None,
+    "upstreams": (),
+    "inbound_address": "0.0.0.0:15006",
+    "outbound_address": "127.0.0.1:15001",
+    "metrics_address": "127.0.0.1:15020",
+    "address": "",
+    "key_storage": "disk",
+    "workers": 2,
+    "drain_ms": 45_000,
+    "log_level": "info",
+    "instance": None,
+    "runtime_dir": "/run/meshfast",
+    "access_log": "off",
+}
+JOINING = {"MESHFAST_TOKEN": TOKEN.text()}
+
+
+class Planner:
+    """Makes plans in one state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def plan(
+        self, environment: dict[str, str] = JOINING, *, explicit: str = "", **given: Any
+    ) -> cli.Plan:
+        options = {k: given.pop(k) for k in ("command", "keeps_credential") if k in given}
+        return cli.make_plan(
+            {**GIVEN, "state_dir": str(self.state), **given},
+            frozenset(explicit.split()),
+            environment,
+            **options,
+        )
+
+    def settings(self, plan: cli.Plan, environment: dict[str, str] = JOINING) -> dict[str, Any]:
+        return cli.settings(plan, environment, 5, 6)
+
+
+@pytest.fixture
+def planner(tmp_path: Path) -> Planner:
+    return Planner(tmp_path / "state")
+
+
+# who it is
+
+
+def test_the_token_says_who_and_where(planner: Planner) -> None:
+    mesh = planner.plan().mesh
+    assert mesh.sidecar.principal == "spiffe://cluster.local/ns/shop/sa/payer"
+    assert (mesh.sidecar.service, mesh.sidecar.namespace) == ("payment", "shop")
+    assert (mesh.control, mesh.token_id, mesh.token_secret) == (
+        "127.0.0.1:15012",
+        "token-1",
+        "the secret",
+    )
+    assert mesh.control_identity == "spiffe://cluster.local/ns/meshfast-system/sa/control"
+    assert [base64.b64decode(one) for one in mesh.roots] == [b"a root"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "workload", "expected"),
+    [((), None, "payment"), (("version=v2",), None, "payment-v2"), (("version=v2",), "w", "w")],
+)
+def test_a_workload_is_named_after_service_and_version(
+    planner: Planner, labels: tuple[str, ...], workload: str | None, expected: str
+) -> None:
+    assert planner.plan(labels=labels, workload=workload).mesh.sidecar.workload == expected
+
+
+def test_an_instance_is_named_after_service_and_port_and_its_host(planner: Planner) -> None:
+    plan = planner.plan()
+    assert plan.instance == "payment-8080"
+    assert plan.mesh.instance == f"payment-8080.{os.uname().nodename}"
+    assert planner.plan(instance="mine").instance == "mine"
+
+
+@pytest.mark.parametrize("option", ["service", "namespace"])
+def test_options_that_contradict_the_token_are_refused(planner: Planner, option: str) -> None:
+    given: dict[str, Any] = {option: "other"}
+    with pytest.raises(ConfigError, match=f"--{option}: 'other' is not what the token is for"):
+        planner.plan(**given)
+
+
+def test_a_token_file_wins_over_the_environment(planner: Planner, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(TOKEN.text() + "\n")
+    assert planner.plan({"MESHFAST_TOKEN": "nonsense"}, token_file=str(path)).mesh.token_id
+
+
+@pytest.mark.parametrize(("text", "why"), [("mf1.x", "damaged"), ("abc", "begins with mf1.")])
+def test_what_is_no_token_is_refused_and_not_repeated(
+    planner: Planner, text: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"MESHFAST_TOKEN: .*{why}") as refused:
+        planner.plan({"MESHFAST_TOKEN": text + "SECRET"})
+    assert "SECRET" not in str(refused.value)
+
+
+def test_a_later_start_needs_no_token_and_none_was_kept(planner: Planner) -> None:
+    first = planner.plan()
+    second = planner.plan({}, service="payment")
+    assert (second.mesh.control, second.mesh.sidecar) == (
+        first.mesh.control,
+        # The proxy's password is another one at every start.
+        second.mesh.sidecar,
+    )
+    assert second.mesh.sidecar.principal == first.mesh.sidecar.principal
+    assert second.mesh.token_secret == ""
+    for path in planner.state.rglob("*"):
+        assert path.is_dir() or b"the secret" not in path.read_bytes()
+
+
+def test_a_first_start_without_token_says_what_to_do(planner: Planner) -> None:
+    with pytest.raises(ConfigError, match="meshfast token create"):
+        planner.plan({}, service="payment")
+    with pytest.raises(ConfigError, match="give --service, --instance or a join token"):
+        planner.plan({})
+
+
+def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
+    (planner.state / "payment-8080").mkdir(parents=True)
+    os.chmod(planner.state / "payment-8080", 0o755)
+    with pytest.raises(ConfigError, match=r"--state-dir: .* must be 0700"):
+        planner.plan()
+
+
+# how it is called
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"labels": ("version",)},
+        {"labels": ("=x",)},
+        {"upstreams": ("db",)},
+        {"upstreams": ("db=5433",)},
+        {"upstreams": ("d b=127.0.0.1:1",)},
+        {"inbound_address": "15006"},
+        {"outbound_address": "localhost:15001"},
+        {"outbound_address": "127.0.0.1:99999"},
+        {"instance": "../x"},
+    ],
+)
+def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        planner.plan(**wrong)
+
+
+def test_upstreams_become_listeners_that_do_not_give_way(planner: Planner) -> None:
+    plan = planner.plan(upstreams=("db=127.0.0.1:5433", "redis.cache:6379=[::1]:6379"))
+    found = [(one.service, one.port, one.listener) for one in plan.mesh.sidecar.upstreams]
+    assert found == [
+        ("db", 0, "outbound/127.0.0.1:5433"),
+        ("redis.cache", 6379, "outbound/[::1]:6379"),
+    ]
+    sockets = planner.settings(plan)["sockets"]
+    assert [one["fallback"] for one in sockets] == [True, True, False, False, True]
+
+
+def test_only_addresses_that_nobody_wrote_give_way(planner: Planner) -> None:
+    plan = planner.plan(explicit="inbound_address metrics_address")
+    sockets = {one["name"]: one for one in planner.settings(plan)["sockets"]}
+    assert sockets["outbound/127.0.0.1:15001"]["fallback"]
+    assert not sockets["inbound/0.0.0.0:15006"]["fallback"]
+    assert not sockets["metrics"]["fallback"]
+
+
+def test_the_supervisor_takes_the_settings(planner: Planner) -> None:
+    plan = planner.plan(command=("python", "app.py"))
+    settings = Settings.parse(json.dumps(planner.settings(plan)).encode())
+    assert settings.app is not None
+    assert settings.app.command == ["python", "app.py"]
+    assert Settings.parse(json.dumps(planner.settings(planner.plan())).encode()).app is None
+
+
+@pytest.mark.parametrize(("port", "expected"), [(None, 0), (80, 80)])
+def test_callers_may_name_another_port(planner: Planner, port: int | None, expected: int) -> None:
+    facts = planner.plan(service_port=port).mesh.sidecar
+    assert (facts.service_port, facts.app_port) == (expected, 8080)
+
+
+# what the application gets
+
+
+def test_the_application_finds_its_proxy_with_a_password_that_workers_can_check(
+    planner: Planner,
+) -> None:
+    plan = planner.plan(command=("app",))
+    env = planner.settings(plan)["app"]["env"]
+    url = env["HTTP_PROXY"]
+    assert {env[name] for name in cli.PROXY_VARIABLES} == {url}
+    user, at, address = url.removeprefix("http://").partition("@")
+    assert address == "{outbound/127.0.0.1:15001}"
+    digest = hashlib.sha256(base64.b64encode(user.encode())).hexdigest()
+    assert digest == plan.mesh.sidecar.credential_sha256
+    assert at
+    assert user.partition(":")[0] == "payment-8080"
+    assert len(user.partition(":")[2]) >= 32
+    assert env["MESHFAST_INSTANCE"] == "payment-8080"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "a.example, localhost"}, "a.example,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "b.example"}, "b.example,localhost,127.0.0.1,::1"),
+    ],
+)
+def test_what_the_user_excludes_from_proxying_stays_excluded(
+    planner: Planner, environment: dict[str, str], expected: str
+) -> None:
+    env = planner.settings(planner.plan(command=("app",)), environment)["app"]["env"]
+    assert (env["NO_PROXY"], env["no_proxy"]) == (expected, expected)
+
+
+def test_every_run_has_a_password_of_its_own_and_a_sidecar_keeps_its(planner: Planner) -> None:
+    runs = [planner.plan(command=("app",)).proxy_url for _ in range(2)]
+    assert runs[0] != runs[1]
+    kept = [planner.plan(keeps_credential=True) for _ in range(2)]
+    assert kept[0].proxy_url == kept[1].proxy_url
+    path = planner.state / "payment-8080" / "credential"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_sidecar_writes_the_variables_for_a_shell(planner: Planner) -> None:
+    plan = planner.plan({**JOINING, "NO_PROXY": "it's"}, keeps_credential=True)
+    lines = plan.mesh.environment.splitlines()
+    assert lines[0] == f"export HTTP_PROXY='{plan.proxy_url}'"
+    assert """export NO_PROXY='it'"'"'s,localhost,127.0.0.1,::1'""" in lines
+    assert planner.plan(command=("app",)).mesh.environment == ""
+
+
+# output
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={**JOINING, **environment})
+
+
+@pytest.mark.parametrize("command", [("run",), ("sidecar",)])
+def test_the_plan_is_printed_without_secrets(tmp_path: Path, command: tuple[str, ...]) -> None:
+    tail = ("--", "app", "--flag") if command == ("run",) else ()
+    done = invoke(*command, "--port", "80", "--state-dir", str(tmp_path), "-o", "json", *tail)
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert plan["command"] == list(tail[1:])
+    assert plan["mesh"]["sidecar"]["app_port"] == 80
+    assert "the secret" not in done.stdout
+    if command == ("sidecar",):
+        kept = StateDirectory(str(tmp_path / "payment-80")).read("credential")
+        assert kept is not None
+        assert kept.decode() not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("run", "--", "app"), ("run", "--port", "1"), ("sidecar",)])
+def test_a_command_line_that_lacks_something_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "uid", "expected"),
+    [
+        ({}, 0, "/var/lib/meshfast/sidecars"),
+        ({"XDG_STATE_HOME": "/x"}, 0, "/x/meshfast/sidecars"),
+        ({"XDG_STATE_HOME": "/x"}, 1000, "/x/meshfast/sidecars"),
+        ({}, 1000, f"{Path.home()}/.local/state/meshfast/sidecars"),
+    ],
+)
+def test_state_is_kept_where_it_outlives_a_reboot(
+    environment: dict[str, str], uid: int, expected: str
+) -> None:
+    assert cli.default_state_dir(environment, uid) == expected

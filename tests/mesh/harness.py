@@ -1,0 +1,231 @@
+"""A whole mesh on loopback: a control plane, sidecars with applications, and clients of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from meshfast.discovery.token import JoinToken
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 20.0
+MESHFAST = [sys.executable, "-c", "import sys; from meshfast.cli import main; sys.exit(main())"]
+LISTENING = re.compile(r"listening on (\S+)(?: instead of \S+)? \((\S+)\)")
+T = TypeVar("T")
+
+# Answers every request with its own name and what it saw; `?exit=N` ends it.
+SERVICE = """
+import http.server, json, os, sys
+class Service(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        seen = {"name": sys.argv[2], "path": self.path, "headers": dict(self.headers)}
+        body = json.dumps(seen).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        if "exit=" in self.path:
+            self.wfile.flush()
+            os._exit(int(self.path.partition("exit=")[2]))
+    do_POST = do_GET
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Service).serve_forever()
+"""
+
+
+def wait_until(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+    """Return the first true value of *condition*; fail when there is none in time."""
+    give_up_at = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < give_up_at, f"not in {deadline_s} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Control:
+    """A control plane in a process of its own; `kill` and `start` are an outage."""
+
+    def __init__(self, folder: Path, *, cert_ttl_s: int = 3600) -> None:
+        self.folder = folder
+        self.cert_ttl_s = cert_ttl_s
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start, on the port of the time before."""
+        program = [sys.executable, "-m", "tests.mesh.control_process", str(self.folder / "control")]
+        with (self.folder / "control.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*program, str(self.port), str(self.cert_ttl_s)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.address: str = self._answer()
+        self.port = int(self.address.rpartition(":")[2])
+
+    def ask(self, **command: Any) -> Any:
+        """Give a command and return its answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def token(self, service: str, uses: int = 1) -> JoinToken:
+        """Make a join token."""
+        return JoinToken.parse(self.ask(token=service, uses=uses))
+
+    def services(self) -> dict[str, Any]:
+        """What is registered, by host."""
+        return {one["host"]: one for one in self.ask(services=True)}
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self._wait()
+
+    def close(self) -> None:
+        """End it in order."""
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self._wait()
+
+    @property
+    def like_a_fake(self) -> Any:
+        """The two things that the agent's harness asks of a control plane."""
+        root = self.token("payment", uses=1).root
+        return SimpleNamespace(address=self.address, authority=SimpleNamespace(root=root))
+
+    def _wait(self) -> None:
+        self.process.wait(DEADLINE_S)
+        for end in (self.process.stdin, self.process.stdout):
+            assert end is not None
+            end.close()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (self.folder / "control.log").read_text()
+        return json.loads(line)
+
+
+class Sidecar:
+    """`meshfast run` or `meshfast sidecar` of a service, with `SERVICE` as its application."""
+
+    def __init__(
+        self,
+        folder: Path,
+        control: Control,
+        service: str,
+        *options: str,
+        version: str = "v1",
+        command: list[str] | None = None,
+        name: str | None = None,
+        app_port: int = 0,
+    ) -> None:
+        self.name = name or f"{service}-{version}"
+        self.port = app_port or free_port()
+        self.folder = folder
+        self.log = folder / f"{self.name}.log"
+        token = control.token(service)
+        arguments = ["--service", service, "--port", str(self.port), "--instance", self.name]
+        arguments += ["--label", f"version={version}", "--drain-time", "5s"]
+        arguments += ["--state-dir", str(folder / "state"), "--runtime-dir", str(folder / "run")]
+        application = command or [
+            sys.executable, "-c", SERVICE, str(self.port), self.name,
+        ]  # fmt: skip
+        self.command = [*MESHFAST, "run", *arguments, *options, "--", *application]
+        self.start(token)
+
+    def start(self, token: JoinToken | None = None) -> None:
+        """Start, with a token or from what an earlier start left."""
+        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+        if token is not None:
+            environment["MESHFAST_TOKEN"] = token.text()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    @property
+    def text(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text(errors="replace")
+
+    def address(self, direction: str) -> str:
+        """Where `outbound`, `inbound` or `metrics` really listens."""
+        found = {name: at for at, name in LISTENING.findall(self.text)}
+        return next(str(at) for name, at in found.items() if name.startswith(direction))
+
+    def until_started(self) -> None:
+        """Wait until the application runs."""
+
+        def started() -> bool:
+            assert self.process.poll() is None or "started" in self.text, self.text
+            return "meshfast: started" in self.text
+
+        wait_until(started, f"{self.name} started:\n{self.text}")
+
+    def proxies(self) -> dict[str, str]:
+        """The proxy variables that the application got, from its environment."""
+        self.until_started()
+        pid = int(re.findall(r"started .* \(pid (\d+)\)", self.text)[-1])
+
+        def variables() -> dict[str, str]:
+            """Those of the program, once the forked child has become it."""
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            found = dict(entry.partition("=")[::2] for entry in entries)
+            return found if "MESHFAST_INSTANCE" in found else {}
+
+        found = wait_until(variables, f"{self.name} has become its application")
+        return {"http": found["HTTP_PROXY"], "no": found["NO_PROXY"]}
+
+    def get(self, url: str, *, proxy: str | None = None) -> tuple[int, Any]:
+        """Call a URL as the application would."""
+        handler = urllib.request.ProxyHandler({"http": proxy or self.proxies()["http"]})
+        opener = urllib.request.build_opener(handler)
+        try:
+            with opener.open(url, timeout=DEADLINE_S) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        """End what is left of it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

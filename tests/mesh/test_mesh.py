@@ -1,0 +1,313 @@
+"""The whole mesh as a user starts it: `meshfast run`, applications that know nothing, clients."""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshfast import _core
+from tests.mesh.harness import MESHFAST, Control, Sidecar, free_port, wait_until
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_core, "generate_key"), reason="the extension has no mutual TLS yet"
+)
+
+COLD_STARTS = 20  # 200 with -m full
+FIRST_CALL = """
+import json, os, sys, urllib.request
+with urllib.request.urlopen(sys.argv[1], timeout=10) as answer:
+    sys.exit(0 if json.load(answer)["name"] == sys.argv[2] else 9)
+"""
+
+
+class Fixture:
+    """A control plane and the sidecars of one test."""
+
+    def __init__(self, folder: Path, **control: Any) -> None:
+        self.folder = folder
+        self.control = Control(folder, **control)
+        self.sidecars: list[Sidecar] = []
+
+    def run(self, service: str, *options: str, **more: Any) -> Sidecar:
+        """Start a service and wait until its application runs."""
+        one = Sidecar(self.folder, self.control, service, *options, **more)
+        self.sidecars.append(one)
+        one.until_started()
+        return one
+
+    def serve(self, service: str, *options: str, **more: Any) -> Sidecar:
+        """Start a service and wait until the mesh knows that it accepts."""
+        one = self.run(service, *options, **more)
+
+        def known() -> bool:
+            workloads = json.dumps(self.control.ask(workloads=True))
+            return one.name in workloads
+
+        wait_until(known, f"{one.name} registered:\n{one.text}")
+        return one
+
+    def close(self) -> None:
+        for one in self.sidecars:
+            one.close()
+        self.control.close()
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Fixture]:
+    one = Fixture(tmp_path)
+    yield one
+    one.close()
+
+
+def until_reached(caller: Sidecar, url: str) -> dict[str, Any]:
+    """Call until the first 200: routes arrive a moment after a registration."""
+    answers: list[Any] = []
+
+    def reached() -> bool:
+        answers.append(caller.get(url))
+        return bool(answers[-1][0] == 200)
+
+    wait_until(reached, f"{url} answers: {answers[-1:]}\n{caller.text}")
+    body: dict[str, Any] = answers[-1][1]
+    return body
+
+
+def test_services_call_each_other_by_name_over_mutual_tls(mesh: Fixture) -> None:
+    payment = mesh.serve("payment")
+    order = mesh.run("order")
+    for host in ("payment", "payment.default", "payment.default.svc.cluster.local"):
+        body = until_reached(order, f"http://{host}:{payment.port}/hello")
+        assert (body["name"], body["path"]) == ("payment-v1", "/hello")
+    labels = 'connection_security_policy="mutual_tls"'
+    text = scrape(payment)
+    assert labels in text
+    assert 'source_principal="spiffe://cluster.local/ns/default/sa/order"' in text
+
+
+def says(sidecar: Sidecar, text: str) -> bool:
+    """Tell whether its log holds a text."""
+    return text in sidecar.text
+
+
+def has_renewed(sidecar: Sidecar, times: int) -> bool:
+    """Tell whether its certificate has been asked for so often."""
+    return f"meshfast_certificate_requests_total {times}" in scrape(sidecar)
+
+
+def scrape(sidecar: Sidecar) -> str:
+    """The metrics of a sidecar."""
+    host, _, port = sidecar.address("metrics").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+def test_another_user_of_the_host_cannot_borrow_the_identity(mesh: Fixture) -> None:
+    payment = mesh.serve("payment")
+    order = mesh.run("order")
+    url = f"http://payment:{payment.port}/"
+    until_reached(order, url)
+    address = order.address("outbound")
+    assert order.get(url, proxy=f"http://{address}")[0] == 407
+    assert order.get(url, proxy=f"http://order-v1:guess@{address}")[0] == 407
+
+
+def test_nobody_without_a_certificate_reaches_the_inbound_port(mesh: Fixture) -> None:
+    payment = mesh.serve("payment")
+    host, _, port = payment.address("inbound").rpartition(":")
+    with socket.create_connection((host.replace("0.0.0.0", "127.0.0.1"), int(port)), 10) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: payment\r\n\r\n")
+        assert plain.recv(100)[:4] != b"HTTP"
+
+
+def test_a_job_ends_with_its_own_code_within_a_second(mesh: Fixture) -> None:
+    mesh.serve("payment")
+    for code in (0, 3):
+        job = mesh.run("job", name=f"job-{code}", command=["sh", "-c", f"sleep 0.2; exit {code}"])
+        wait_until(partial(says, job, "the application"), "it ends")
+        ended_at = time.monotonic()
+        assert job.process.wait(10) == code
+        assert time.monotonic() - ended_at < 1.0
+
+
+def cold_starts(mesh: Fixture, count: int) -> Counter[int]:
+    """Start a job that calls at once, so many times; exit codes."""
+    payment = mesh.serve("payment")
+    warm = mesh.run("order")
+    url = f"http://payment:{payment.port}/"
+    until_reached(warm, url)
+    codes: Counter[int] = Counter()
+    for number in range(count):
+        command = [sys.executable, "-c", FIRST_CALL, url, "payment-v1"]
+        job = Sidecar(mesh.folder, mesh.control, "job", name=f"job-{number}", command=command)
+        mesh.sidecars.append(job)
+        codes[job.process.wait(30)] += 1
+        if codes.keys() != {0}:
+            print(job.text)
+    return codes
+
+
+def test_the_first_call_of_a_cold_start_succeeds(mesh: Fixture) -> None:
+    assert cold_starts(mesh, COLD_STARTS) == {0: COLD_STARTS}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_the_first_call_of_200_cold_starts_succeeds(mesh: Fixture) -> None:
+    assert cold_starts(mesh, 200) == {0: 200}
+
+
+def test_an_upstream_carries_tcp_to_its_service(mesh: Fixture) -> None:
+    echo = (
+        "import socketserver,sys\n"
+        "class Echo(socketserver.BaseRequestHandler):\n"
+        "    def handle(self):\n"
+        "        while data := self.request.recv(65536):\n"
+        "            self.request.sendall(data)\n"
+        "socketserver.ThreadingTCPServer(('127.0.0.1', int(sys.argv[1])), Echo).serve_forever()\n"
+    )
+    port = free_port()
+    db = mesh.serve(
+        "db", "--protocol", "tcp", app_port=port, command=[sys.executable, "-c", echo, str(port)]
+    )
+    local = free_port()
+    client = mesh.run("client", "--upstream", f"db=127.0.0.1:{local}")
+
+    def echoed() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", local), 5) as end:
+                end.sendall(b"hello")
+                return end.recv(5) == b"hello"
+        except OSError:
+            return False
+
+    wait_until(echoed, f"TCP through the mesh:\n{client.text}\n{db.text}")
+
+
+class Calls:
+    """Calls from several threads until the block ends; `failed` says how."""
+
+    def __init__(self, caller: Sidecar, url: str, rate: float) -> None:
+        self.caller, self.url, self.rate = caller, url, rate
+        self.counted: Counter[str] = Counter()
+        self.slowest = 0.0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(at,)) for at in range(4)]
+
+    def __enter__(self) -> "Calls":
+        self.caller.proxies()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, at: int) -> None:
+        between = len(self._threads) / self.rate
+        due = time.monotonic() + between * at / len(self._threads)
+        while not self._over.is_set():
+            time.sleep(max(0.0, due - time.monotonic()))
+            due += between
+            began = time.monotonic()
+            try:
+                self.counted[str(self.caller.get(self.url)[0])] += 1
+            except OSError as error:
+                self.counted[repr(error)] += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
+
+
+def test_a_killed_control_plane_fails_no_request_and_a_restart_serves_within_two_seconds(
+    mesh: Fixture,
+) -> None:
+    payment = mesh.serve("payment")
+    order = mesh.run("order")
+    url = f"http://payment:{payment.port}/"
+    until_reached(order, url)
+    third = mesh.run("third")
+    until_reached(third, url)
+    with Calls(order, url, rate=100) as calls:
+        mesh.control.kill()
+        assert third.stop() == 143
+        began = time.monotonic()
+        third.start()
+        third.until_started()
+        assert third.get(url)[0] == 200
+        assert time.monotonic() - began < 2.0
+        mesh.control.start()
+        wait_until(lambda: len(mesh.control.ask(sidecars=True)) == 3, "all come back")
+    assert calls.counted.keys() == {"200"}, calls.counted
+
+
+def test_certificates_are_renewed_under_load_without_a_failed_request(tmp_path: Path) -> None:
+    mesh = Fixture(tmp_path, cert_ttl_s=10)
+    try:
+        payment = mesh.serve("payment")
+        order = mesh.run("order")
+        url = f"http://payment:{payment.port}/"
+        until_reached(order, url)
+        with Calls(order, url, rate=200) as calls:
+            for one in (payment, order):
+                wait_until(partial(has_renewed, one, 4), "four renewals", 40)
+        assert calls.counted.keys() == {"200"}, calls.counted
+    finally:
+        mesh.close()
+
+
+def test_a_stopped_instance_fails_no_request_of_its_callers(mesh: Fixture) -> None:
+    mesh.serve("payment", "--service-port", "80", version="v1")
+    two = mesh.serve("payment", "--service-port", "80", version="v2")
+    order = mesh.run("order")
+    url = "http://payment/"
+    until_reached(order, url)
+    with Calls(order, url, rate=100) as calls:
+        assert two.stop() in (0, 143)
+        time.sleep(0.5)
+    assert calls.counted.keys() == {"200"}, calls.counted
+
+
+def test_check_finds_a_client_that_goes_beside_the_sidecar(mesh: Fixture) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as outside:
+        ours = [one for one in host_addresses() if not one.startswith("127.")]
+        if not ours:
+            pytest.fail("this host has no address beyond loopback")
+        target = f"{ours[0]}:{outside.getsockname()[1]}"
+        program = (
+            "import socket,sys,time\n"
+            "host, port = sys.argv[1].split(':')\n"
+            "end = socket.create_connection((host, int(port)))\n"
+            "time.sleep(60)\n"
+        )
+        mesh.run("client", command=[sys.executable, "-c", program, target])
+
+        def found() -> bool:
+            done = subprocess.run(
+                [*MESHFAST, "check", "-o", "json", "--state-dir", str(mesh.folder / "state"),
+                 "--runtime-dir", str(mesh.folder / "run")],
+                capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+            kinds = [one["kind"] for one in json.loads(done.stdout)["findings"]]
+            return done.returncode == 1 and "direct-connection" in kinds
+
+        wait_until(found, "the direct connection is found")
+
+
+def host_addresses() -> list[str]:
+    """IPv4 addresses of this host."""
+    text = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout
+    return [one for one in text.split() if ":" not in one]
