@@ -25,6 +25,9 @@ pub(crate) enum Order {
         #[serde(default)]
         closing: bool,
     },
+    /// Take no more calls for the application, and say when the last one has ended; what the
+    /// application itself calls goes on. The supervisor keeps the time.
+    DrainInbound,
     /// Who we are from now on; its descriptor follows.
     Identity {
         /// Repeated in the answer.
@@ -58,6 +61,8 @@ pub(crate) enum Report {
     },
     /// Everything is finished; the process ends.
     Drained,
+    /// No call for the application is under way, and none will come.
+    InboundDrained,
     /// Accepting.
     Ready,
 }

@@ -33,7 +33,7 @@ use crate::stream::{Peer, Stream};
 use crate::timers::Key;
 use crate::tls::Tls;
 use crate::upstream::{READS_PER_TURN, Upstream};
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 
 /// For a TLS handshake to be done (row T10).
 const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
@@ -355,7 +355,7 @@ impl Worker {
 
     /// A caller's proxy has opened a stream: a downstream session like one that was accepted.
     fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
-        let draining = self.is_draining();
+        let draining = self.is_draining() || self.inbound != worker::Inbound::Open;
         let leg = &mut self.legs[leg_id];
         let caller = leg
             .identity
@@ -519,9 +519,17 @@ impl Worker {
         }
     }
 
+    /// Whether a caller's proxy still has a stream here, or bytes that it has not got yet.
+    pub(crate) fn is_called(&self) -> bool {
+        let has_call = |leg: &Leg| !leg.streams.is_empty() || !leg.session.output.is_empty();
+        let mut accepted = self.legs.iter().map(|(_, leg)| leg);
+        accepted.any(|leg| leg.role == Role::Server && has_call(leg))
+    }
+
     /// Tells the callers' proxies that no further stream is taken.
     pub(crate) fn leave_legs(&mut self) {
-        let ids: Vec<usize> = self.legs.iter().map(|(leg_id, _)| leg_id).collect();
+        let accepted = self.legs.iter().filter(|(_, leg)| leg.role == Role::Server);
+        let ids: Vec<usize> = accepted.map(|(leg_id, _)| leg_id).collect();
         for leg_id in ids {
             let leg = &mut self.legs[leg_id];
             if let Some(connection) = &mut leg.connection {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, Protocol};
+use meshfast_mesh::{Address, Dial, Direction, Protocol};
 use mio::net::{TcpListener, UnixListener};
 
 use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
@@ -47,6 +47,8 @@ pub(crate) struct Listener {
     /// Since when the newest snapshot does not have it, in ms: it accepts nothing, and each of its
     /// connections closes after the request it is at. 0 while the snapshot has it.
     removed_ms: u64,
+    /// Its application ends: no more connections, whatever configuration comes.
+    is_left: bool,
     is_registered: bool,
 }
 
@@ -109,6 +111,7 @@ impl Listener {
             local,
             place: None,
             removed_ms: 0,
+            is_left: false,
             is_registered: false,
         };
         listener.apply(generation, now_ms);
@@ -144,6 +147,19 @@ impl Listener {
         if self.removed_ms != 0 && now_ms - self.removed_ms > LEAVE_MS {
             self.place = None;
         }
+    }
+
+    /// Whether it takes calls for the application.
+    pub(crate) fn is_inbound(&self) -> bool {
+        let direction = |(generation, index): (&Rc<Generation>, usize)| {
+            generation.snapshot.listeners[index].direction
+        };
+        self.place().map(direction) == Some(Direction::Inbound)
+    }
+
+    /// Takes no more connections.
+    pub(crate) fn leave_inbound(&mut self) {
+        self.is_left = true;
     }
 
     /// Whether it listens on this port of every address.
@@ -190,7 +206,7 @@ impl Worker {
     pub(crate) fn register_listeners(&mut self) -> io::Result<()> {
         let accepting = self.is_accepting();
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            let wanted = accepting && !listener.is_removed();
+            let wanted = accepting && !listener.is_removed() && !listener.is_left;
             let Some(socket) = &listener.socket else {
                 continue;
             };

@@ -78,6 +78,17 @@ pub(crate) struct Drain {
     last_accept_ms: u64,
 }
 
+/// Calls for the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inbound {
+    /// Are taken.
+    Open,
+    /// Those under way are finished.
+    Leaving,
+    /// The last one has ended, and the supervisor knows.
+    Left,
+}
+
 /// Another worker's inbox.
 pub(crate) struct Outbox {
     pub(crate) slot: u32,
@@ -147,6 +158,7 @@ pub(crate) struct Worker {
     pub(crate) connections_max: usize,
     pub(crate) accept_paused_until_ms: u64,
     drain: Option<Drain>,
+    pub(crate) inbound: Inbound,
     drain_default_ms: u64,
     #[cfg(test)]
     panic_in: Option<Key>,
@@ -239,6 +251,7 @@ impl Worker {
             connections_max: connections_max(),
             accept_paused_until_ms: 0,
             drain: None,
+            inbound: Inbound::Open,
             drain_default_ms: settings.drain_ms,
             #[cfg(test)]
             panic_in: None,
@@ -287,6 +300,7 @@ impl Worker {
         self.clock.tick();
         self.turn(events);
         self.share.line.turn(self.clock.since_tick_us());
+        self.finish_inbound();
         Ok(self.is_draining() && self.drained())
     }
 
@@ -491,7 +505,7 @@ impl Worker {
         }
         let now_ms = self.clock.now_ms();
         let mut sleep_ms = self.timers.next_in(now_ms).unwrap_or(max_ms).min(max_ms);
-        if self.is_draining() {
+        if self.is_draining() || self.inbound == Inbound::Leaving {
             sleep_ms = sleep_ms.min(DRAIN_POLL_MS);
         }
         if self.accept_paused_until_ms != 0 {
@@ -543,6 +557,7 @@ impl Worker {
             ) => {
                 self.drain(deadline_ms, if closing { ACCEPTING_MAX_MS } else { 0 });
             }
+            (Order::DrainInbound, _) => self.drain_inbound(),
             (Order::Identity { serial }, Some(handed)) => match load_identity(&handed) {
                 Ok(identity) => {
                     self.identity = Some(identity);
@@ -719,6 +734,34 @@ impl Worker {
         self.work();
         let is_idle = |it: &Upstream| it.exchange.is_none() && it.session.output.is_empty();
         self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| is_idle(it))
+    }
+
+    /// The application is about to end: callers go to other instances from now on. It may still call
+    /// others, and a job's last call is as good as its first.
+    fn drain_inbound(&mut self) {
+        for index in 0..self.listeners.len() {
+            if self.listeners[index].is_inbound() {
+                self.accept_all(index);
+                self.listeners[index].leave_inbound();
+            }
+        }
+        self.reregister();
+        for listener in self.listeners.iter_mut().filter(|it| it.is_inbound()) {
+            listener.close();
+        }
+        self.inbound = Inbound::Leaving;
+        self.leave_legs();
+    }
+
+    /// Tells the supervisor once that the last call for the application has ended.
+    fn finish_inbound(&mut self) {
+        let has_call = |worker: &Self| {
+            worker.downstreams.iter().any(|(_, it)| it.inbound.is_some()) || worker.is_called()
+        };
+        if self.inbound == Inbound::Leaving && !has_call(self) {
+            self.inbound = Inbound::Left;
+            self.report(&Report::InboundDrained);
+        }
     }
 
     /// What the new snapshot does not listen on any more is closed, after taking what waits there: it
