@@ -26,11 +26,6 @@ __all__ = ["demo"]
 # a pipe and a build log show the same.
 TITLE = max(len(act.title) for act in ACTS)
 LINE = f"{{:<{TITLE}}}  {{:>5}}  {{:>6}}  {{:>6}}  {{:>5}}  {{:>5}}  {{:>5}}  {{}}"
-    f"{{:<{max(len(act.title) for act in ACTS)}}}"
-    + "  {:>5}  {:>6}  {:>6}"
-    + "  {:>5}" * 3
-    + "  {}"
-)
 
 
 @click.command()
