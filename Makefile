@@ -46,7 +46,7 @@ test: ## lint, types and every test but the long ones; what CI runs
 test-full: ## make test with the tests marked full: conformance, peers, chaos at CI size
 	@$(MAKE) --no-print-directory test PYTEST="-m 'not soak' $(PYTEST)"
 
-soak: ## a proxy under steady load with reloads and restarts, SOAK_S seconds (60), after `make test`
+soak: ## SOAK_S seconds (60) of load with reloads and hot restarts, on what `make test` built
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(PYTEST)
 
 bench: ## CPU per request beside nginx, HAProxy, Envoy and a raw relay; a release wheel is measured
