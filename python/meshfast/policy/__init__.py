@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from meshfast.policy.source import (
         Resolve,
         Source,
+        build_loaded,
         build_source,
         compile_source,
         load_source,
+        without_effect,
     )
 
 __all__ = [
@@ -37,9 +39,11 @@ __all__ = [
     "Resolve",
     "SlotAllocator",
     "Source",
+    "build_loaded",
     "build_source",
     "compile_source",
     "load_source",
+    "without_effect",
 ]
 
 _HOMES = {
@@ -47,9 +51,11 @@ _HOMES = {
     "SlotAllocator": "meshfast.policy.slots",
     "Resolve": "meshfast.policy.source",
     "Source": "meshfast.policy.source",
+    "build_loaded": "meshfast.policy.source",
     "build_source": "meshfast.policy.source",
     "compile_source": "meshfast.policy.source",
     "load_source": "meshfast.policy.source",
+    "without_effect": "meshfast.policy.source",
 }
 
 

@@ -90,7 +90,7 @@ impl Leg {
     }
 
     /// Whether another stream may be opened, now or after the handshake.
-    fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         !self.is_leaving
             && !self.session.io.broken
             && self.connection.as_ref().is_none_or(Connection::may_open)

@@ -185,3 +185,33 @@ fn plain_text_at_the_inbound_listener_gets_nothing() {
     assert!(!answer.windows(4).any(|it| it == b"HTTP"), "{answer:?}");
     assert!(application.accept().is_err());
 }
+
+#[test]
+fn the_call_under_way_ends_well_and_none_follows_when_the_application_leaves() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    let request = b"GET /a HTTP/1.1\r\nHost: c\r\n\r\n";
+    client.write_all(request).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    mesh.far.worker.drain_inbound();
+    mesh.until("the caller knows", |near, _| {
+        near.legs.iter().all(|(_, leg)| !leg.has_room())
+    });
+    assert_eq!(mesh.far.worker.inbound, Inbound::Leaving);
+
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    served.write_all(answer).unwrap();
+    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    mesh.until("the last call has ended", |_, far| {
+        far.inbound == Inbound::Left
+    });
+    assert!(TcpStream::connect(mesh.far.address).is_err(), "nobody listens");
+
+    client.write_all(request).unwrap();
+    let refused = b"HTTP/1.1 503 ";
+    assert_eq!(mesh.read(&mut client, refused.len()), refused);
+}
