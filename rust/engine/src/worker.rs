@@ -756,7 +756,11 @@ impl Worker {
     /// Tells the supervisor once that the last call for the application has ended.
     fn finish_inbound(&mut self) {
         let has_call = |worker: &Self| {
-            worker.downstreams.iter().any(|(_, it)| it.inbound.is_some()) || worker.is_called()
+            worker
+                .downstreams
+                .iter()
+                .any(|(_, it)| it.inbound.is_some())
+                || worker.is_called()
         };
         if self.inbound == Inbound::Leaving && !has_call(self) {
             self.inbound = Inbound::Left;

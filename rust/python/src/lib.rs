@@ -48,8 +48,8 @@ fn certificate_request<'py>(
     key: &[u8],
     identity: &str,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let request = meshfast_engine::tls::certificate_request(key, identity)
-        .map_err(PyValueError::new_err)?;
+    let request =
+        meshfast_engine::tls::certificate_request(key, identity).map_err(PyValueError::new_err)?;
     Ok(PyBytes::new(py, &request))
 }
 

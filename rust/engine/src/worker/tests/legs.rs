@@ -209,7 +209,10 @@ fn the_call_under_way_ends_well_and_none_follows_when_the_application_leaves() {
     mesh.until("the last call has ended", |_, far| {
         far.inbound == Inbound::Left
     });
-    assert!(TcpStream::connect(mesh.far.address).is_err(), "nobody listens");
+    assert!(
+        TcpStream::connect(mesh.far.address).is_err(),
+        "nobody listens"
+    );
 
     client.write_all(request).unwrap();
     let refused = b"HTTP/1.1 503 ";
