@@ -103,8 +103,10 @@ def test_tcp_series_have_four_counters(tmp_path: Path, name: str, value: int) ->
 
 
 def test_the_canonical_revision_is_latest_only_of_a_workload_that_is_known(tmp_path: Path) -> None:
-    nobody = {f"destination_canonical_{what}": "unknown" for what in ("service", "revision")}
-    families = Scrape(tmp_path, http=[recorded.http_series(**nobody)]).families()
+    series = recorded.http_series(
+        destination_canonical_service="unknown", destination_canonical_revision="unknown"
+    )
+    families = Scrape(tmp_path, http=[series]).families()
     for family in ("istio_requests_total", "istio_request_bytes"):
         ((labels, _),) = families[family].samples
         assert labels["destination_canonical_revision"] == "unknown"

@@ -152,6 +152,18 @@ def test_a_selector_is_valid_and_said_to_have_no_effect(meshfast: Run) -> None:
     assert (verdict["valid"], [found["message"] for found in verdict["notes"]]) == (True, [note])
 
 
+def test_serving_says_so_too(
+    meshfast: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "launch", lambda *_: sys.exit(0))
+    monkeypatch.setattr(launch, "raise_descriptor_limit", lambda workers: None)
+    file = Path(__file__).parent / "golden/matches.yaml"
+    flags = ["--access-log", "off", "--runtime-dir", str(tmp_path)]
+    done = meshfast("proxy", "-c", str(file), *flags)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"note: {file}:5:13: spec.selector: ")
+
+
 @pytest.mark.parametrize("arguments", [["--mode", "validate"], ["-o", "yaml"]])
 def test_a_dash_reads_standard_input_to_validate_and_print(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "meshfast", "proxy", "-c", "-", *arguments]

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from meshfast.errors import ConfigError, Problem
-from meshfast.policy import SlotAllocator, Source, build_source
+from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
 from meshfast.policy.document import decode_document
 from meshfast.supervisor.launch import launch
 from meshfast.supervisor.settings import Settings, SettingsError
@@ -67,13 +67,18 @@ def serve(options: Options) -> NoReturn:
     from meshfast import _core
 
     check_access_log(options.source.access_log)
-    document, snapshot = build_source(
-        options.source,
+    resources = load_source(options.source)
+    document, snapshot = build_loaded(
+        resources,
         generation=FIRST_GENERATION,
         allocator=SlotAllocator(),
         resolve=resolve,
         build=_core.Snapshot.build,
+        access_log_disabled=options.source.access_log == "off",
     )
+    if sys.stderr is not None:  # closed by whoever started us
+        for note in without_effect(resources):
+            print(f"note: {note}", file=sys.stderr, flush=True)
     snapshot_fd = sealed("meshfast-snapshot", snapshot)
     # Half of the slots is for the other side of a hot restart.
     memory = _core.SharedMemory.create(2 * options.workers)
