@@ -294,18 +294,33 @@ impl Worker {
     }
 
     /// Whether this exchange's connection may carry another request, as far as the request says.
-    pub(crate) fn keeps_downstream(&self, exchange_id: usize) -> bool {
+    pub(crate) fn keeps_downstream(&mut self, exchange_id: usize) -> bool {
         let exchange = &self.exchanges[exchange_id];
+        let Some(head) = exchange.head() else {
+            return false;
+        };
         let session = &self.downstreams[exchange.downstream].session;
-        // Bytes behind an upgrade or a CONNECT that was not granted may be of the other protocol (row
-        // U1): they are not read as a request.
         exchange.carries == Carries::Http
-            && exchange
-                .head()
-                .is_some_and(|head| head.keep_alive && head.upgrade.is_none())
+            && head.keep_alive
             && !self.is_draining()
             && !self.listeners[self.downstreams[exchange.downstream].listener].is_removed()
             && !session.io.read_closed
+            && (head.upgrade.is_none() || self.is_nothing_behind(exchange_id))
+    }
+
+    /// Bytes behind an upgrade that was not granted may be of the other protocol (row U1): they are not
+    /// read as a request. What the kernel holds already counts too.
+    fn is_nothing_behind(&mut self, exchange_id: usize) -> bool {
+        let exchange = &self.exchanges[exchange_id];
+        let downstream_id = exchange.downstream;
+        let has_ended = exchange.requesting.ended;
+        let session = &mut self.downstreams[downstream_id].session;
+        session.io.readable = true;
+        session.read(&mut self.blocks, HIGH_WATERMARK);
+        let is_clean = session.input.is_empty() && !session.io.read_closed && !session.io.broken;
+        // Driving a session also gives the block back that it has just received into.
+        self.queue(Key::Downstream(downstream_id));
+        has_ended && is_clean
     }
 
     /// Moves what the downstream has sent towards the upstream; `true` when anything moved.
