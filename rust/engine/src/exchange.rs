@@ -229,7 +229,7 @@ pub(crate) struct Exchange {
     pub(crate) question: u64,
     pub(crate) interim_responses: u32,
     pub(crate) trace: Option<TraceContext>,
-    /// The request identifier made here, when the request had none.
+    /// The request identifier made here, when the request had none that is taken.
     pub(crate) request_id: Option<[u8; 36]>,
     pub(crate) started_us: u64,
     pub(crate) started_wall_us: u64,

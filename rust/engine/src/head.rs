@@ -12,7 +12,6 @@ use meshfast_wire::h1::{
 use crate::exchange::Exchange;
 use crate::stream::Peer;
 use crate::text;
-use crate::trace::TraceContext;
 
 /// Appends the request head for the upstream.
 pub(crate) fn write_request(
@@ -35,14 +34,15 @@ pub(crate) fn write_request(
     });
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let is_edge = direction == Direction::Gateway;
-    let has_new_trace = exchange.trace.as_ref().is_some_and(|trace| trace.is_new);
+    let (trace, new_id) = (exchange.trace.as_ref(), exchange.request_id.as_ref());
     let mut has_host = false;
     for header in &head.headers {
         let skipped = header.hop_by_hop
             || is_identity(header.kind)
             || (is_edge && header.kind == Name::XForwardedFor)
             || (is_edge && header.kind == Name::XForwardedProto)
-            || (has_new_trace && TraceContext::is_trace_header(header.kind));
+            || (new_id.is_some() && header.kind == Name::XRequestId)
+            || trace.is_some_and(|trace| trace.replaces(header.kind));
         if header.kind == Name::Host {
             has_host = true;
             if head.form == TargetForm::Absolute {
@@ -59,10 +59,10 @@ pub(crate) fn write_request(
         write_missing_host(exchange, out);
     }
     write_request_framing(head, bytes, out);
-    if let Some(request_id) = &exchange.request_id {
+    if let Some(request_id) = new_id {
         h1::write_header(out, b"x-request-id", request_id);
     }
-    if has_new_trace && let Some(trace) = &exchange.trace {
+    if let Some(trace) = trace {
         trace.write_headers(out);
     }
     if is_edge {
