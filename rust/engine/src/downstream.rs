@@ -14,6 +14,7 @@ use crate::request::Request;
 use crate::session::{Flushed, Session};
 use crate::stream::Peer;
 use crate::timers::Key;
+use crate::trace;
 use crate::upstream::READS_PER_TURN;
 use crate::worker::Worker;
 
@@ -228,7 +229,8 @@ impl Worker {
             Err(error) => {
                 let length = input.len();
                 input.consume(length);
-                self.refuse(downstream_id, request, error.status(), error.detail());
+                let answer = (error.status(), "DPE");
+                self.refuse(downstream_id, request, answer, error.detail());
                 false
             }
         }
@@ -239,7 +241,7 @@ impl Worker {
         &mut self,
         downstream_id: usize,
         mut request: Box<Request>,
-        status: u16,
+        (status, flag): (u16, &'static str),
         detail: &'static str,
     ) {
         request.head.reset();
@@ -247,8 +249,9 @@ impl Worker {
         let started_us = std::mem::take(&mut self.downstreams[downstream_id].head_started_us);
         let exchange_id =
             self.open_exchange(downstream_id, Carries::Http, Some(request), started_us);
+        self.exchanges[exchange_id].request_id = Some(trace::request_id(&mut self.random));
         self.rejected(detail);
-        self.answer(exchange_id, status, "DPE", detail);
+        self.answer(exchange_id, status, flag, detail);
     }
 
     /// Answers an exchange locally and ends it. The connection lives on only when the whole request
@@ -277,6 +280,10 @@ impl Worker {
             status,
             keep_alive,
             is_head,
+            request_id: self.exchanges[exchange_id]
+                .request_id()
+                .expect("an HTTP exchange has an identifier"),
+            wall_us: self.clock.wall_us(),
             body: &body,
         };
         let downstream = &mut self.downstreams[downstream_id];
@@ -475,7 +482,8 @@ impl Worker {
         match downstream.partial.take() {
             Some(request) => {
                 let verdict = Failure::RequestHeadTimeout.verdict();
-                self.refuse(downstream_id, request, verdict.status, verdict.detail);
+                let answer = (verdict.status, verdict.flag);
+                self.refuse(downstream_id, request, answer, verdict.detail);
             }
             None => self.close_downstream(downstream_id),
         }

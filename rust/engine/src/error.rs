@@ -80,7 +80,8 @@ impl Failure {
             Self::NoHealthyUpstream => (503, "UH", "no_healthy_upstream", Never),
             Self::NoRoute => (404, "NR", "route_not_found", Never),
             Self::RequestLoop => (508, "NR", "request_loop", Never),
-            Self::RequestHeadTimeout => (408, "DT", "request_header_timeout", Never),
+            // Envoy has no flag for it.
+            Self::RequestHeadTimeout => (408, "", "request_header_timeout", Never),
             Self::RouteTimeout => (504, "UT", "response_timeout", Never),
             Self::StreamIdle => (504, "SI", "stream_idle_timeout", Never),
             Self::UpstreamProtocol => (502, "UPE", "upstream_protocol_error", Never),

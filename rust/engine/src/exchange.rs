@@ -17,7 +17,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
-use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, RequestHead};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, Name, RequestHead};
 
 use crate::buffer::{Blocks, Input, Output};
 use crate::downstream::LEFTOVER_BYTES_MAX;
@@ -252,6 +252,13 @@ impl Exchange {
     /// The head of the request, which every HTTP exchange has.
     pub(crate) fn head(&self) -> Option<&RequestHead> {
         self.request.as_ref().map(|request| &request.head)
+    }
+
+    /// What a person finds this exchange by: the identifier made here, else the caller's. Plain TCP has
+    /// none.
+    pub(crate) fn request_id(&self) -> Option<&[u8]> {
+        let made = self.request_id.as_ref().map(|id| id.as_slice());
+        made.or_else(|| self.request.as_ref()?.header(Name::XRequestId))
     }
 
     /// The listener it came by; none when the snapshot no longer has it.

@@ -9,6 +9,7 @@ use meshfast_wire::h1::{
     self, Framing, Header, Name, RequestHead, ResponseHead, TargetForm, Version,
 };
 
+use crate::date;
 use crate::exchange::Exchange;
 use crate::stream::Peer;
 use crate::text;
@@ -182,6 +183,10 @@ pub(crate) struct LocalReply<'a> {
     pub(crate) keep_alive: bool,
     /// A HEAD request gets the head only.
     pub(crate) is_head: bool,
+    /// What the access record is found by.
+    pub(crate) request_id: &'a [u8],
+    /// For `date`, which an origin server must send (RFC 9110 6.6.1): us since 1970.
+    pub(crate) wall_us: u64,
     pub(crate) body: &'a str,
 }
 
@@ -190,7 +195,10 @@ impl LocalReply<'_> {
         let is_old = self.version == Version::Http10;
         let version: &[u8] = if is_old { b"HTTP/1.0" } else { b"HTTP/1.1" };
         write_status(version, self.status, reason(self.status), out);
-        out.extend_from_slice(b"server: meshfast\r\n");
+        out.extend_from_slice(b"server: meshfast\r\ndate: ");
+        date::imf_fixdate(out, self.wall_us);
+        out.extend_from_slice(b"\r\n");
+        h1::write_header(out, b"x-request-id", self.request_id);
         if self.status == 405 {
             // RFC 9110 15.5.6 wants the list; ours is of what may be sent instead.
             out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");

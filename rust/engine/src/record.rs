@@ -10,6 +10,7 @@ use meshfast_mesh::{Address, Cluster, Direction, Endpoint, Workload};
 use meshfast_wire::h1::{Name, Version};
 use rustc_hash::FxHashMap;
 
+use crate::date;
 use crate::exchange::{Carries, Destination, Exchange};
 use crate::shared::{HttpSample, Kind, Series, TcpTotals};
 use crate::stream::Peer;
@@ -176,11 +177,7 @@ impl Worker {
         }
         out.optional(key!("x_forwarded_for"), header(Name::XForwardedFor));
         out.optional(key!("user_agent"), header(Name::UserAgent));
-        let made = exchange.request_id.as_ref().map(|id| id.as_slice());
-        out.optional(
-            key!("request_id"),
-            made.or_else(|| header(Name::XRequestId)),
-        );
+        out.optional(key!("request_id"), exchange.request_id());
         let trace_id = exchange.trace.as_ref().map(|it| it.trace_id.as_slice());
         out.optional(key!("trace_id"), trace_id);
         out.optional(key!("authority"), request.map(|it| it.authority_bytes()));
@@ -408,7 +405,7 @@ impl Json<'_> {
 
     /// RFC 3339 in UTC with milliseconds.
     fn time(&mut self, key: &[u8], wall_us: u64) {
-        self.own(key, Some(wall_us), write_time);
+        self.own(key, Some(wall_us), date::rfc_3339);
     }
 }
 
@@ -452,69 +449,10 @@ fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn write_time(out: &mut Vec<u8>, wall_us: u64) {
-    let (days, rest) = (wall_us / DAY_US, wall_us % DAY_US);
-    let (year, month, day) = civil(days as i64);
-    let seconds = rest / 1_000_000;
-    text::two_digits(out, year as u64 / 100);
-    text::two_digits(out, year as u64);
-    for (before, number) in [
-        (b'-', month as u64),
-        (b'-', day as u64),
-        (b'T', seconds / 3_600),
-        (b':', seconds / 60 % 60),
-        (b':', seconds % 60),
-    ] {
-        out.push(before);
-        text::two_digits(out, number);
-    }
-    out.push(b'.');
-    text::three_digits(out, rest / 1_000 % 1_000);
-    out.push(b'Z');
-}
-
-const DAY_US: u64 = 86_400_000_000;
-
-/// The proleptic Gregorian date of a day counted from 1970-01-01, with years that begin in March so
-/// that the leap day is the last of its year.
-fn civil(days: i64) -> (i64, i64, i64) {
-    const DAYS_TO_1970: i64 = 719_468;
-    const ERA_DAYS: i64 = 146_097;
-    let shifted = days + DAYS_TO_1970;
-    let era = shifted.div_euclid(ERA_DAYS);
-    let day_of_era = shifted.rem_euclid(ERA_DAYS);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn writes_dates_of_leap_years_and_centuries() {
-        let days = [
-            (0, (1970, 1, 1)),
-            (11_016, (2000, 2, 29)),
-            (20_781, (2026, 11, 24)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ];
-        for (day, date) in days {
-            assert_eq!(civil(day), date);
-        }
-    }
 
     #[test]
     fn escapes_what_would_break_out_of_a_line() {
@@ -557,20 +495,6 @@ mod tests {
                     "{byte:#x} among {around}"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn writes_times_as_rfc_3339() {
-        let moments = [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_827_696_789_999, "2000-02-29T12:34:56.789Z"),
-            (4_107_542_399_999_000, "2100-02-28T23:59:59.999Z"),
-        ];
-        for (wall_us, expected) in moments {
-            let mut out = Vec::new();
-            write_time(&mut out, wall_us);
-            assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }
 }
