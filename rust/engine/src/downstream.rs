@@ -368,6 +368,11 @@ impl Worker {
                 self.request_broken(exchange_id, closed, detail);
                 return false;
             }
+            Moved::Cut => {
+                let downstream_id = exchange.downstream;
+                self.downstream_gone(downstream_id);
+                return false;
+            }
         }
         self.dirty(Key::Upstream(upstream_id));
         if is_large {

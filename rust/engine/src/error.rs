@@ -42,9 +42,9 @@ pub(crate) enum Failure {
     StreamIdle,
     /// The upstream's answer is not HTTP as we accept it.
     UpstreamProtocol,
-    /// A connection that had served before was closed before any byte of a response.
+    /// The upstream closed or reset before a whole response head.
     UpstreamReset,
-    /// The upstream closed or reset in the middle.
+    /// The upstream closed or reset after its response head.
     UpstreamTerminated,
 }
 

@@ -16,7 +16,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
+use meshfast_mesh::{Address, Dial, Direction, Listener, RoutePlace, Snapshot};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, Name, RequestHead};
 
 use crate::buffer::{Blocks, Input, Output};
@@ -103,6 +103,8 @@ pub(crate) enum Moved {
     Nothing,
     /// The source broke the framing; the text is the stable detail.
     Broken(&'static str),
+    /// The source closed before the half was whole.
+    Cut,
 }
 
 impl Half {
@@ -181,7 +183,7 @@ impl Half {
                 self.ended = true;
                 Moved::Ended
             }
-            Err(error) => Moved::Broken(error.detail()),
+            Err(_) => Moved::Cut,
         }
     }
 }
@@ -264,6 +266,12 @@ impl Exchange {
     /// The listener it came by; none when the snapshot no longer has it.
     pub(crate) fn listener(&self) -> Option<&Listener> {
         self.generation.snapshot.listeners.get(self.listener)
+    }
+
+    /// Whether it came from outside the mesh, so that the caller is told upstream.
+    pub(crate) fn is_at_edge(&self) -> bool {
+        self.listener()
+            .is_some_and(|listener| listener.direction == Direction::Gateway)
     }
 
     /// Whether a failed try may be followed by another.

@@ -104,19 +104,37 @@ fn write_request_framing(head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>) {
 /// The edge appends the caller to what earlier proxies said.
 fn write_forwarded(head: &RequestHead, bytes: &[u8], peer: Peer, out: &mut Vec<u8>) {
     out.extend_from_slice(b"x-forwarded-for: ");
+    let copy = |out: &mut Vec<u8>, value: &[u8]| out.extend_from_slice(value);
+    forwarded_for(head, bytes, Some(peer), copy, out);
+    out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
+}
+
+/// Appends the value of `x-forwarded-for`: what earlier proxies said, each by way of `write`, then, at
+/// the edge, the caller.
+pub(crate) fn forwarded_for(
+    head: &RequestHead,
+    bytes: &[u8],
+    caller: Option<Peer>,
+    write: impl Fn(&mut Vec<u8>, &[u8]),
+    out: &mut Vec<u8>,
+) {
+    let mut between: &[u8] = b"";
     for header in head
         .headers
         .iter()
         .filter(|header| header.kind == Name::XForwardedFor)
     {
-        out.extend_from_slice(header.value.of(bytes));
-        out.extend_from_slice(b", ");
+        out.extend_from_slice(between);
+        write(out, header.value.of(bytes));
+        between = b", ";
     }
-    match peer {
-        Peer::Ip(address) => text::ip(out, address.ip()),
-        Peer::Local => out.extend_from_slice(b"unknown"),
+    if let Some(caller) = caller {
+        out.extend_from_slice(between);
+        match caller {
+            Peer::Ip(address) => text::ip(out, address.ip()),
+            Peer::Local => out.extend_from_slice(b"unknown"),
+        }
     }
-    out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
 }
 
 /// Headers that tell who the caller is or how a peer proxy reads it: never believed from a caller.

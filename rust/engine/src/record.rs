@@ -1,7 +1,7 @@
 //! What is written when an exchange ends: one access-log line and one sample per metric.
 //!
 //! Lines are formatted here, in the worker; the agent only moves bytes. Keys are those of Istio's
-//! JSON access log, plus `trace_id`. Series are looked up once per kind of outcome and remembered
+//! JSON access log, all of them in every line, plus `trace_id`. Series are looked up once per kind of outcome and remembered
 //! until the snapshot changes.
 
 use std::io::Write as _;
@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::date;
 use crate::exchange::{Carries, Destination, Exchange};
+use crate::head;
 use crate::shared::{HttpSample, Kind, Series, TcpTotals};
 use crate::stream::Peer;
 use crate::text;
@@ -162,20 +163,24 @@ impl Worker {
         out.optional(key!("path"), request.map(|it| it.path_bytes()));
         out.text(key!("protocol"), exchange.protocol());
         out.number(key!("response_code"), u64::from(exchange.outcome.status));
-        out.flag(key!("response_flags"), exchange.outcome.flag);
+        out.text(key!("response_flags"), shown_flag(exchange.outcome.flag));
         out.flag(key!("response_code_details"), exchange.outcome.detail);
+        // Nothing ends a connection for a policy yet.
+        out.flag(key!("connection_termination_details"), "");
         out.flag(
             key!("upstream_transport_failure_reason"),
             &exchange.transport_failure,
         );
         out.number(key!("bytes_received"), exchange.requesting.payload_bytes);
         out.number(key!("bytes_sent"), exchange.responding.payload_bytes);
-        out.milliseconds(key!("duration"), duration_us);
-        if exchange.answered_us != 0 && exchange.carries == Carries::Http {
-            let service_us = exchange.answered_us.saturating_sub(exchange.sent_us);
-            out.milliseconds(key!("upstream_service_time"), service_us);
-        }
-        out.optional(key!("x_forwarded_for"), header(Name::XForwardedFor));
+        out.number(key!("duration"), duration_us / 1_000);
+        let has_answer = exchange.answered_us != 0 && exchange.carries == Carries::Http;
+        let service_us = exchange.answered_us.saturating_sub(exchange.sent_us);
+        out.some_number(
+            key!("upstream_service_time"),
+            has_answer.then_some(service_us / 1_000),
+        );
+        out.forwarded_for(exchange, downstream.peer);
         out.optional(key!("user_agent"), header(Name::UserAgent));
         out.optional(key!("request_id"), exchange.request_id());
         let trace_id = exchange.trace.as_ref().map(|it| it.trace_id.as_slice());
@@ -194,9 +199,16 @@ impl Worker {
         let session = &downstream.session;
         out.peer(key!("downstream_local_address"), Some(session.local));
         out.peer(key!("downstream_remote_address"), Some(downstream.peer));
+        // Without TLS nobody names a server.
+        out.flag(key!("requested_server_name"), "");
         out.flag(key!("route_name"), exchange.route_name());
         out.end();
     }
+}
+
+/// Envoy writes a dash where there is none, in logs and labels.
+fn shown_flag(flag: &str) -> &str {
+    if flag.is_empty() { "-" } else { flag }
 }
 
 /// Istio's name for destinations outside every route.
@@ -295,10 +307,7 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
             // Statuses above 599 are invalid (RFC 9110 15): one label for all of them.
             "response_code" if exchange.outcome.status > 599 => "invalid",
             "response_code" => return exchange.outcome.status.to_string(),
-            "response_flags" => match exchange.outcome.flag {
-                "" => "-",
-                flag => flag,
-            },
+            "response_flags" => shown_flag(exchange.outcome.flag),
             "grpc_response_status" => return String::new(),
             "connection_security_policy" => {
                 if is_inbound {
@@ -349,11 +358,25 @@ impl Json<'_> {
         text::decimal(self.out, value);
     }
 
-    /// Milliseconds with their microseconds.
-    fn milliseconds(&mut self, key: &[u8], value_us: u64) {
-        self.number(key, value_us / 1_000);
-        self.out.push(b'.');
-        text::three_digits(self.out, value_us % 1_000);
+    fn some_number(&mut self, key: &[u8], value: Option<u64>) {
+        match value {
+            Some(value) => self.number(key, value),
+            None => self.flag(key, ""),
+        }
+    }
+
+    /// `x-forwarded-for` as it leaves upstream, or would have left.
+    fn forwarded_for(&mut self, exchange: &Exchange, peer: Peer) {
+        let key = key!("x_forwarded_for");
+        let Some(request) = exchange.request.as_deref().filter(|it| it.head.len > 0) else {
+            return self.flag(key, "");
+        };
+        let is_edge = exchange.is_at_edge();
+        let is_there = is_edge || request.header(Name::XForwardedFor).is_some();
+        self.own(key, is_there.then_some(request), |out, request| {
+            let peer = is_edge.then_some(peer);
+            head::forwarded_for(&request.head, &request.bytes, peer, write_text, out);
+        });
     }
 
     fn text(&mut self, key: &[u8], value: &str) {
@@ -392,20 +415,22 @@ impl Json<'_> {
     }
 
     fn optional(&mut self, key: &[u8], value: Option<&[u8]>) {
-        self.own(key, value, |out, bytes| {
-            // Nearly every value is plain; that costs one look at it instead of 30 instructions a
-            // byte.
-            if is_plain(bytes) {
-                out.extend_from_slice(bytes);
-            } else {
-                escape(bytes, out);
-            }
-        });
+        self.own(key, value, write_text);
     }
 
     /// RFC 3339 in UTC with milliseconds.
     fn time(&mut self, key: &[u8], wall_us: u64) {
         self.own(key, Some(wall_us), date::rfc_3339);
+    }
+}
+
+/// Appends the inside of a string. Nearly every value is plain; that costs one look at it instead of 30
+/// instructions a byte.
+fn write_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    if is_plain(bytes) {
+        out.extend_from_slice(bytes);
+    } else {
+        escape(bytes, out);
     }
 }
 

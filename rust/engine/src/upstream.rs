@@ -437,6 +437,8 @@ impl Worker {
         let upstream = &mut self.upstreams[upstream_id];
         exchange.sent_us = now_us;
         exchange.upstream_local = Some(upstream.session.local);
+        // What an earlier endpoint failed with is not how this went.
+        exchange.transport_failure.clear();
         match exchange.carries {
             Carries::Http => {
                 let direction = exchange
@@ -529,10 +531,9 @@ impl Worker {
         let is_broken = io.broken && source.is_empty();
         self.dirty(Key::Downstream(downstream_id));
         match moved {
-            Moved::Broken(detail) => self.response_broken(exchange_id, detail),
-            Moved::Nothing if is_broken => {
-                self.response_broken(exchange_id, Failure::UpstreamTerminated.verdict().detail);
-            }
+            Moved::Broken(detail) => self.response_refused(exchange_id, detail),
+            Moved::Cut => self.response_cut(exchange_id),
+            Moved::Nothing if is_broken => self.response_cut(exchange_id),
             Moved::Ended => {
                 if self.exchanges[exchange_id].stage == Stage::Tunnel {
                     self.downstreams[downstream_id].session.finish_writing = true;
@@ -589,17 +590,12 @@ impl Worker {
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
         let was_idle_before = upstream.served > 0 && !upstream.is_answering;
-        let failure = if upstream.is_answering {
-            Failure::UpstreamTerminated
-        } else {
-            Failure::UpstreamReset
-        };
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
         if was_idle_before {
-            self.try_failed(exchange_id, failure);
+            self.try_failed(exchange_id, Failure::UpstreamReset);
         } else {
             self.detach(exchange_id, false);
-            self.fail(exchange_id, failure);
+            self.fail(exchange_id, Failure::UpstreamReset);
         }
     }
 
@@ -705,9 +701,9 @@ impl Worker {
     }
 
     /// The response broke off after its head was passed on: it must not look complete.
-    fn response_broken(&mut self, exchange_id: usize, detail: &'static str) {
+    fn response_cut(&mut self, exchange_id: usize) {
         self.detach(exchange_id, false);
-        self.fail_with(exchange_id, Failure::UpstreamTerminated, Some(detail));
+        self.fail(exchange_id, Failure::UpstreamTerminated);
     }
 
     /// Parts the exchange from its upstream session; the session lives on only if `reuse` says so
