@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -264,26 +265,82 @@ def test_an_upgrade_becomes_a_relay_of_bytes(tmp_path: Path) -> None:
             assert client.rest() == b"bye"
 
 
-def test_bytes_behind_an_upgrade_wait_for_the_101(tmp_path: Path) -> None:
-    seen: list[bytes] = []
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [0, 1, len(SMUGGLED) - 1, len(SMUGGLED)])
+def test_bytes_behind_an_upgrade_wait_for_the_101(tmp_path: Path, cut: int) -> None:
+    """Row U1: after another answer than 101 they are nobody's, and the connection ends."""
+    heads: list[bytes] = []
+    early: list[bytes] = []
+    answer = threading.Event()
 
     def script(client: Client) -> None:
-        client.read_until(b"\r\n\r\n")
-        client.socket.settimeout(0.3)
-        try:
-            seen.append(client.socket.recv(100))
-        except TimeoutError:
-            seen.append(b"")
-        client.send(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
+        while True:
+            heads.append(client.read_until(b"\r\n\r\n"))
+            assert answer.wait(20)
+            client.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                early.append(client.socket.recv(100))
+            client.socket.setblocking(True)
+            client.send(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
 
     with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
         with Client(port) as client:
-            client.send(
-                b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-                b"Upgrade: websocket\r\n\r\nGET /admin HTTP/1.1\r\n\r\n"
-            )
-            assert client.response().status == 400
-    assert seen == [b""]
+            client.send(UPGRADE + SMUGGLED[:cut])
+            wait_for("the upgrade to reach the origin", lambda: heads)
+            client.send(SMUGGLED[cut:])
+            client.send(SMUGGLED)
+            wait_for("the proxy to have read it", lambda: is_read(client))
+            answer.set()
+            response = client.response()
+            assert (response.status, response.header("connection")) == (400, "close")
+            assert client.is_closed()
+    assert early == [], "nothing goes before the 101"
+    assert len(heads) == 1, "nothing is read as a request"
+
+
+def is_read(client: Client) -> bool:
+    """Whether the proxy has taken everything this client sent out of its socket."""
+    peer = f":{client.socket.getsockname()[1]:04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [row[4] for row in rows if row[2].endswith(peer)]
+    return bool(queues) and all(queue.endswith(":00000000") for queue in queues)
+
+
+def test_a_refused_upgrade_with_nothing_behind_it_keeps_the_connection(tmp_path: Path) -> None:
+    """RFC 9110 7.8: an Upgrade may be ignored, and whoever knows that goes on in HTTP/1.1."""
+    with echo_origin() as origin, forwarding(origin, tmp_path) as (_, port):
+        with Client(port) as client:
+            for path in (b"/one", b"/two"):
+                client.send(UPGRADE.replace(b"/ws", path))
+                response = client.response()
+                assert (response.status, response.header("connection")) == (200, None)
+                assert b"GET " + path in response.body
+
+
+def test_bytes_behind_a_refused_connect_are_not_a_request(tmp_path: Path) -> None:
+    connect = b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n"
+    with echo_origin() as origin:
+        folder = tmp_path / "off"
+        folder.mkdir()
+        with forwarding(origin, folder) as (_, port):
+            with Client(port) as client:
+                client.send(connect + SMUGGLED)
+                response = client.response()
+                assert (response.status, response.header("connection")) == (405, "close")
+                assert client.is_closed()
+        port = free_port()
+        arguments = ["--listen", f"127.0.0.1:{port}", "--forward"]
+        with Proxy(arguments, tmp_path) as proxy, Client(port) as client:
+            client.send(connect + b"GET http://127.0.0.1:%d/ HTTP/1.1\r\n" % origin.port)
+            client.send(b"Host: a\r\n\r\n")
+            response = client.response()
+            assert (response.status, response.header("connection")) == (503, "close")
+            assert client.is_closed()
+            assert len(proxy.records(1)) == 1
+        assert origin.accepted == 0
 
 
 def test_an_unasked_101_is_refused(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ impl Worker {
             Carries::Http
         };
         let trace = TraceContext::of(head, &request.bytes, &mut self.random);
-        let has_id = request.header(Name::XRequestId).is_some();
+        let has_id = trace::given_request_id(head, &request.bytes).is_some();
         let exchange_id = self.open_exchange(downstream_id, carries, Some(request), started_us);
         let request_id = (!has_id).then(|| trace::request_id(&mut self.random));
         let exchange = &mut self.exchanges[exchange_id];

@@ -15,6 +15,7 @@ use crate::request::Request;
 use crate::session::{Flushed, Session};
 use crate::stream::Peer;
 use crate::timers::Key;
+use crate::trace;
 use crate::upstream::READS_PER_TURN;
 use crate::worker::Worker;
 
@@ -234,7 +235,8 @@ impl Worker {
             Err(error) => {
                 let length = input.len();
                 input.consume(length);
-                self.refuse(downstream_id, request, error.status(), error.detail());
+                let answer = (error.status(), "DPE");
+                self.refuse(downstream_id, request, answer, error.detail());
                 false
             }
         }
@@ -245,7 +247,7 @@ impl Worker {
         &mut self,
         downstream_id: usize,
         mut request: Box<Request>,
-        status: u16,
+        (status, flag): (u16, &'static str),
         detail: &'static str,
     ) {
         request.head.reset();
@@ -253,8 +255,9 @@ impl Worker {
         let started_us = std::mem::take(&mut self.downstreams[downstream_id].head_started_us);
         let exchange_id =
             self.open_exchange(downstream_id, Carries::Http, Some(request), started_us);
+        self.exchanges[exchange_id].request_id = Some(trace::request_id(&mut self.random));
         self.rejected(detail);
-        self.answer(exchange_id, status, "DPE", detail);
+        self.answer(exchange_id, status, flag, detail);
     }
 
     /// Answers an exchange locally and ends it. The connection lives on only when the whole request
@@ -283,6 +286,10 @@ impl Worker {
             status,
             keep_alive,
             is_head,
+            request_id: self.exchanges[exchange_id]
+                .request_id()
+                .expect("an HTTP exchange has an identifier"),
+            wall_us: self.clock.wall_us(),
             body: &body,
         };
         let downstream = &mut self.downstreams[downstream_id];
@@ -300,18 +307,33 @@ impl Worker {
     }
 
     /// Whether this exchange's connection may carry another request, as far as the request says.
-    pub(crate) fn keeps_downstream(&self, exchange_id: usize) -> bool {
+    pub(crate) fn keeps_downstream(&mut self, exchange_id: usize) -> bool {
         let exchange = &self.exchanges[exchange_id];
+        let Some(head) = exchange.head() else {
+            return false;
+        };
         let session = &self.downstreams[exchange.downstream].session;
-        // Bytes behind an upgrade or a CONNECT that was not granted may be of the other protocol (row
-        // U1): they are not read as a request.
         exchange.carries == Carries::Http
-            && exchange
-                .head()
-                .is_some_and(|head| head.keep_alive && head.upgrade.is_none())
+            && head.keep_alive
             && !self.is_draining()
             && !self.listeners[self.downstreams[exchange.downstream].listener].is_removed()
             && !session.io.read_closed
+            && (head.upgrade.is_none() || self.is_nothing_behind(exchange_id))
+    }
+
+    /// Bytes behind an upgrade that was not granted may be of the other protocol (row U1): they are not
+    /// read as a request. What the kernel holds already counts too.
+    fn is_nothing_behind(&mut self, exchange_id: usize) -> bool {
+        let exchange = &self.exchanges[exchange_id];
+        let downstream_id = exchange.downstream;
+        let has_ended = exchange.requesting.ended;
+        let session = &mut self.downstreams[downstream_id].session;
+        session.io.readable = true;
+        session.read(&mut self.blocks, HIGH_WATERMARK);
+        let is_clean = session.input.is_empty() && !session.io.read_closed && !session.io.broken;
+        // Driving a session also gives the block back that it has just received into.
+        self.queue(Key::Downstream(downstream_id));
+        has_ended && is_clean
     }
 
     /// Moves what the downstream has sent towards the upstream; `true` when anything moved.
@@ -350,6 +372,11 @@ impl Worker {
             }
             Moved::Broken(detail) => {
                 self.request_broken(exchange_id, closed, detail);
+                return false;
+            }
+            Moved::Cut => {
+                let downstream_id = exchange.downstream;
+                self.downstream_gone(downstream_id);
                 return false;
             }
         }
@@ -466,7 +493,8 @@ impl Worker {
         match downstream.partial.take() {
             Some(request) => {
                 let verdict = Failure::RequestHeadTimeout.verdict();
-                self.refuse(downstream_id, request, verdict.status, verdict.detail);
+                let answer = (verdict.status, verdict.flag);
+                self.refuse(downstream_id, request, answer, verdict.detail);
             }
             None => self.close_downstream(downstream_id),
         }

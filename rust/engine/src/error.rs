@@ -44,9 +44,9 @@ pub(crate) enum Failure {
     StreamRefused,
     /// The upstream's answer is not HTTP as we accept it.
     UpstreamProtocol,
-    /// A connection that had served before was closed before any byte of a response.
+    /// The upstream closed or reset before a whole response head.
     UpstreamReset,
-    /// The upstream closed or reset in the middle.
+    /// The upstream closed or reset after its response head.
     UpstreamTerminated,
 }
 
@@ -82,7 +82,8 @@ impl Failure {
             Self::NoHealthyUpstream => (503, "UH", "no_healthy_upstream", Never),
             Self::NoRoute => (404, "NR", "route_not_found", Never),
             Self::RequestLoop => (508, "NR", "request_loop", Never),
-            Self::RequestHeadTimeout => (408, "DT", "request_header_timeout", Never),
+            // Envoy has no flag for it.
+            Self::RequestHeadTimeout => (408, "", "request_header_timeout", Never),
             Self::RouteTimeout => (504, "UT", "response_timeout", Never),
             Self::StreamIdle => (504, "SI", "stream_idle_timeout", Never),
             Self::StreamRefused => (

@@ -16,8 +16,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, Listener, RoutePlace, Snapshot};
-use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, RequestHead};
+use meshfast_mesh::{Address, Dial, Direction, Listener, RoutePlace, Snapshot};
+use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, Name, RequestHead};
 
 use crate::buffer::{Blocks, Input, Output};
 use crate::downstream::LEFTOVER_BYTES_MAX;
@@ -103,6 +103,8 @@ pub(crate) enum Moved {
     Nothing,
     /// The source broke the framing; the text is the stable detail.
     Broken(&'static str),
+    /// The source closed before the half was whole.
+    Cut,
 }
 
 impl Half {
@@ -181,7 +183,7 @@ impl Half {
                 self.ended = true;
                 Moved::Ended
             }
-            Err(error) => Moved::Broken(error.detail()),
+            Err(_) => Moved::Cut,
         }
     }
 }
@@ -231,7 +233,7 @@ pub(crate) struct Exchange {
     pub(crate) question: u64,
     pub(crate) interim_responses: u32,
     pub(crate) trace: Option<TraceContext>,
-    /// The request identifier made here, when the request had none.
+    /// The request identifier made here, when the request had none that is taken.
     pub(crate) request_id: Option<[u8; 36]>,
     pub(crate) started_us: u64,
     pub(crate) started_wall_us: u64,
@@ -256,9 +258,22 @@ impl Exchange {
         self.request.as_ref().map(|request| &request.head)
     }
 
+    /// What a person finds this exchange by: the identifier made here, else the caller's. Plain TCP has
+    /// none.
+    pub(crate) fn request_id(&self) -> Option<&[u8]> {
+        let made = self.request_id.as_ref().map(|id| id.as_slice());
+        made.or_else(|| self.request.as_ref()?.header(Name::XRequestId))
+    }
+
     /// The listener it came by; none when the snapshot no longer has it.
     pub(crate) fn listener(&self) -> Option<&Listener> {
         self.generation.snapshot.listeners.get(self.listener)
+    }
+
+    /// Whether it came from outside the mesh, so that the caller is told upstream.
+    pub(crate) fn is_at_edge(&self) -> bool {
+        self.listener()
+            .is_some_and(|listener| listener.direction == Direction::Gateway)
     }
 
     /// Whether a failed try may be followed by another.

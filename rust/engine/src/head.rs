@@ -9,10 +9,10 @@ use meshfast_wire::h1::{
     self, Framing, Header, Name, RequestHead, ResponseHead, TargetForm, Version,
 };
 
+use crate::date;
 use crate::exchange::Exchange;
 use crate::stream::Peer;
 use crate::text;
-use crate::trace::TraceContext;
 
 /// Appends the request head for the upstream.
 pub(crate) fn write_request(
@@ -36,14 +36,15 @@ pub(crate) fn write_request(
     });
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let is_edge = direction == Direction::Gateway;
-    let has_new_trace = exchange.trace.as_ref().is_some_and(|trace| trace.is_new);
+    let (trace, new_id) = (exchange.trace.as_ref(), exchange.request_id.as_ref());
     let mut has_host = false;
     for header in &head.headers {
         let skipped = header.hop_by_hop
             || is_identity(header.kind)
             || (is_edge && header.kind == Name::XForwardedFor)
             || (is_edge && header.kind == Name::XForwardedProto)
-            || (has_new_trace && TraceContext::is_trace_header(header.kind));
+            || (new_id.is_some() && header.kind == Name::XRequestId)
+            || trace.is_some_and(|trace| trace.replaces(header.kind));
         if header.kind == Name::Host {
             has_host = true;
             if head.form == TargetForm::Absolute {
@@ -60,10 +61,10 @@ pub(crate) fn write_request(
         write_missing_host(exchange, out);
     }
     write_request_framing(head, bytes, out);
-    if let Some(request_id) = &exchange.request_id {
+    if let Some(request_id) = new_id {
         h1::write_header(out, b"x-request-id", request_id);
     }
-    if has_new_trace && let Some(trace) = &exchange.trace {
+    if let Some(trace) = trace {
         trace.write_headers(out);
     }
     if is_edge {
@@ -112,19 +113,37 @@ fn write_request_framing(head: &RequestHead, bytes: &[u8], out: &mut Vec<u8>) {
 /// The edge appends the caller to what earlier proxies said.
 fn write_forwarded(head: &RequestHead, bytes: &[u8], peer: Peer, out: &mut Vec<u8>) {
     out.extend_from_slice(b"x-forwarded-for: ");
+    let copy = |out: &mut Vec<u8>, value: &[u8]| out.extend_from_slice(value);
+    forwarded_for(head, bytes, Some(peer), copy, out);
+    out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
+}
+
+/// Appends the value of `x-forwarded-for`: what earlier proxies said, each by way of `write`, then, at
+/// the edge, the caller.
+pub(crate) fn forwarded_for(
+    head: &RequestHead,
+    bytes: &[u8],
+    caller: Option<Peer>,
+    write: impl Fn(&mut Vec<u8>, &[u8]),
+    out: &mut Vec<u8>,
+) {
+    let mut between: &[u8] = b"";
     for header in head
         .headers
         .iter()
         .filter(|header| header.kind == Name::XForwardedFor)
     {
-        out.extend_from_slice(header.value.of(bytes));
-        out.extend_from_slice(b", ");
+        out.extend_from_slice(between);
+        write(out, header.value.of(bytes));
+        between = b", ";
     }
-    match peer {
-        Peer::Ip(address) => text::ip(out, address.ip()),
-        Peer::Local => out.extend_from_slice(b"unknown"),
+    if let Some(caller) = caller {
+        out.extend_from_slice(between);
+        match caller {
+            Peer::Ip(address) => text::ip(out, address.ip()),
+            Peer::Local => out.extend_from_slice(b"unknown"),
+        }
     }
-    out.extend_from_slice(b"\r\nx-forwarded-proto: http\r\n");
 }
 
 /// Headers that tell who the caller is or how a peer proxy reads it: never believed from a caller.
@@ -191,6 +210,10 @@ pub(crate) struct LocalReply<'a> {
     pub(crate) keep_alive: bool,
     /// A HEAD request gets the head only.
     pub(crate) is_head: bool,
+    /// What the access record is found by.
+    pub(crate) request_id: &'a [u8],
+    /// For `date`, which an origin server must send (RFC 9110 6.6.1): us since 1970.
+    pub(crate) wall_us: u64,
     pub(crate) body: &'a str,
 }
 
@@ -199,7 +222,10 @@ impl LocalReply<'_> {
         let is_old = self.version == Version::Http10;
         let version: &[u8] = if is_old { b"HTTP/1.0" } else { b"HTTP/1.1" };
         write_status(version, self.status, reason(self.status), out);
-        out.extend_from_slice(b"server: meshfast\r\n");
+        out.extend_from_slice(b"server: meshfast\r\ndate: ");
+        date::imf_fixdate(out, self.wall_us);
+        out.extend_from_slice(b"\r\n");
+        h1::write_header(out, b"x-request-id", self.request_id);
         if self.status == 405 {
             // RFC 9110 15.5.6 wants the list; ours is of what may be sent instead.
             out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");

@@ -15,6 +15,7 @@ mod begin;
 mod buffer;
 mod clock;
 mod control;
+mod date;
 mod downstream;
 mod error;
 mod exchange;

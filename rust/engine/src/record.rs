@@ -1,7 +1,7 @@
 //! What is written when an exchange ends: one access-log line and one sample per metric.
 //!
 //! Lines are formatted here, in the worker; the agent only moves bytes. Keys are those of Istio's
-//! JSON access log, plus `trace_id`. Series are looked up once per kind of outcome and remembered
+//! JSON access log, all of them in every line, plus `trace_id`. Series are looked up once per kind of outcome and remembered
 //! until the snapshot changes.
 
 use std::io::Write as _;
@@ -11,7 +11,9 @@ use meshfast_mesh::{Address, Cluster, Direction, Endpoint, Workload};
 use meshfast_wire::h1::{Name, Version};
 use rustc_hash::FxHashMap;
 
+use crate::date;
 use crate::exchange::{Carries, Destination, Exchange};
+use crate::head;
 use crate::shared::{HttpSample, Kind, Series, TcpTotals};
 use crate::stream::Peer;
 use crate::text;
@@ -164,26 +166,26 @@ impl Worker {
         out.optional(key!("path"), request.map(|it| it.path_bytes()));
         out.text(key!("protocol"), exchange.protocol());
         out.number(key!("response_code"), u64::from(exchange.outcome.status));
-        out.flag(key!("response_flags"), exchange.outcome.flag);
+        out.text(key!("response_flags"), shown_flag(exchange.outcome.flag));
         out.flag(key!("response_code_details"), exchange.outcome.detail);
+        // Nothing ends a connection for a policy yet.
+        out.flag(key!("connection_termination_details"), "");
         out.flag(
             key!("upstream_transport_failure_reason"),
             &exchange.transport_failure,
         );
         out.number(key!("bytes_received"), exchange.requesting.payload_bytes);
         out.number(key!("bytes_sent"), exchange.responding.payload_bytes);
-        out.milliseconds(key!("duration"), duration_us);
-        if exchange.answered_us != 0 && exchange.carries == Carries::Http {
-            let service_us = exchange.answered_us.saturating_sub(exchange.sent_us);
-            out.milliseconds(key!("upstream_service_time"), service_us);
-        }
-        out.optional(key!("x_forwarded_for"), header(Name::XForwardedFor));
-        out.optional(key!("user_agent"), header(Name::UserAgent));
-        let made = exchange.request_id.as_ref().map(|id| id.as_slice());
-        out.optional(
-            key!("request_id"),
-            made.or_else(|| header(Name::XRequestId)),
+        out.number(key!("duration"), duration_us / 1_000);
+        let has_answer = exchange.answered_us != 0 && exchange.carries == Carries::Http;
+        let service_us = exchange.answered_us.saturating_sub(exchange.sent_us);
+        out.some_number(
+            key!("upstream_service_time"),
+            has_answer.then_some(service_us / 1_000),
         );
+        out.forwarded_for(exchange, downstream.peer);
+        out.optional(key!("user_agent"), header(Name::UserAgent));
+        out.optional(key!("request_id"), exchange.request_id());
         let trace_id = exchange.trace.as_ref().map(|it| it.trace_id.as_slice());
         out.optional(key!("trace_id"), trace_id);
         out.optional(key!("authority"), request.map(|it| it.authority_bytes()));
@@ -200,9 +202,16 @@ impl Worker {
         let session = &downstream.session;
         out.peer(key!("downstream_local_address"), Some(session.local));
         out.peer(key!("downstream_remote_address"), Some(downstream.peer));
+        // Without TLS nobody names a server.
+        out.flag(key!("requested_server_name"), "");
         out.flag(key!("route_name"), exchange.route_name());
         out.end();
     }
+}
+
+/// Envoy writes a dash where there is none, in logs and labels.
+fn shown_flag(flag: &str) -> &str {
+    if flag.is_empty() { "-" } else { flag }
 }
 
 /// Istio's name for destinations outside every route.
@@ -321,10 +330,7 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
             // Statuses above 599 are invalid (RFC 9110 15): one label for all of them.
             "response_code" if exchange.outcome.status > 599 => "invalid",
             "response_code" => return exchange.outcome.status.to_string(),
-            "response_flags" => match exchange.outcome.flag {
-                "" => "-",
-                flag => flag,
-            },
+            "response_flags" => shown_flag(exchange.outcome.flag),
             "grpc_response_status" => return String::new(),
             "connection_security_policy" => match (is_inbound, &exchange.caller) {
                 (true, Some(_)) => "mutual_tls",
@@ -373,11 +379,25 @@ impl Json<'_> {
         text::decimal(self.out, value);
     }
 
-    /// Milliseconds with their microseconds.
-    fn milliseconds(&mut self, key: &[u8], value_us: u64) {
-        self.number(key, value_us / 1_000);
-        self.out.push(b'.');
-        text::three_digits(self.out, value_us % 1_000);
+    fn some_number(&mut self, key: &[u8], value: Option<u64>) {
+        match value {
+            Some(value) => self.number(key, value),
+            None => self.flag(key, ""),
+        }
+    }
+
+    /// `x-forwarded-for` as it leaves upstream, or would have left.
+    fn forwarded_for(&mut self, exchange: &Exchange, peer: Peer) {
+        let key = key!("x_forwarded_for");
+        let Some(request) = exchange.request.as_deref().filter(|it| it.head.len > 0) else {
+            return self.flag(key, "");
+        };
+        let is_edge = exchange.is_at_edge();
+        let is_there = is_edge || request.header(Name::XForwardedFor).is_some();
+        self.own(key, is_there.then_some(request), |out, request| {
+            let peer = is_edge.then_some(peer);
+            head::forwarded_for(&request.head, &request.bytes, peer, write_text, out);
+        });
     }
 
     fn text(&mut self, key: &[u8], value: &str) {
@@ -416,20 +436,22 @@ impl Json<'_> {
     }
 
     fn optional(&mut self, key: &[u8], value: Option<&[u8]>) {
-        self.own(key, value, |out, bytes| {
-            // Nearly every value is plain; that costs one look at it instead of 30 instructions a
-            // byte.
-            if is_plain(bytes) {
-                out.extend_from_slice(bytes);
-            } else {
-                escape(bytes, out);
-            }
-        });
+        self.own(key, value, write_text);
     }
 
     /// RFC 3339 in UTC with milliseconds.
     fn time(&mut self, key: &[u8], wall_us: u64) {
-        self.own(key, Some(wall_us), write_time);
+        self.own(key, Some(wall_us), date::rfc_3339);
+    }
+}
+
+/// Appends the inside of a string. Nearly every value is plain; that costs one look at it instead of 30
+/// instructions a byte.
+fn write_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    if is_plain(bytes) {
+        out.extend_from_slice(bytes);
+    } else {
+        escape(bytes, out);
     }
 }
 
@@ -473,69 +495,10 @@ fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn write_time(out: &mut Vec<u8>, wall_us: u64) {
-    let (days, rest) = (wall_us / DAY_US, wall_us % DAY_US);
-    let (year, month, day) = civil(days as i64);
-    let seconds = rest / 1_000_000;
-    text::two_digits(out, year as u64 / 100);
-    text::two_digits(out, year as u64);
-    for (before, number) in [
-        (b'-', month as u64),
-        (b'-', day as u64),
-        (b'T', seconds / 3_600),
-        (b':', seconds / 60 % 60),
-        (b':', seconds % 60),
-    ] {
-        out.push(before);
-        text::two_digits(out, number);
-    }
-    out.push(b'.');
-    text::three_digits(out, rest / 1_000 % 1_000);
-    out.push(b'Z');
-}
-
-const DAY_US: u64 = 86_400_000_000;
-
-/// The proleptic Gregorian date of a day counted from 1970-01-01, with years that begin in March so
-/// that the leap day is the last of its year.
-fn civil(days: i64) -> (i64, i64, i64) {
-    const DAYS_TO_1970: i64 = 719_468;
-    const ERA_DAYS: i64 = 146_097;
-    let shifted = days + DAYS_TO_1970;
-    let era = shifted.div_euclid(ERA_DAYS);
-    let day_of_era = shifted.rem_euclid(ERA_DAYS);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn writes_dates_of_leap_years_and_centuries() {
-        let days = [
-            (0, (1970, 1, 1)),
-            (11_016, (2000, 2, 29)),
-            (20_781, (2026, 11, 24)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ];
-        for (day, date) in days {
-            assert_eq!(civil(day), date);
-        }
-    }
 
     #[test]
     fn escapes_what_would_break_out_of_a_line() {
@@ -578,20 +541,6 @@ mod tests {
                     "{byte:#x} among {around}"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn writes_times_as_rfc_3339() {
-        let moments = [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_827_696_789_999, "2000-02-29T12:34:56.789Z"),
-            (4_107_542_399_999_000, "2100-02-28T23:59:59.999Z"),
-        ];
-        for (wall_us, expected) in moments {
-            let mut out = Vec::new();
-            write_time(&mut out, wall_us);
-            assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }
 }

@@ -440,6 +440,8 @@ impl Worker {
         let upstream = &mut self.upstreams[upstream_id];
         exchange.sent_us = now_us;
         exchange.upstream_local = Some(upstream.session.local);
+        // What an earlier endpoint failed with is not how this went.
+        exchange.transport_failure.clear();
         match exchange.carries {
             Carries::Http => {
                 let direction = exchange
@@ -536,10 +538,9 @@ impl Worker {
         let is_broken = io.broken && source.is_empty();
         self.dirty(Key::Downstream(downstream_id));
         match moved {
-            Moved::Broken(detail) => self.response_broken(exchange_id, detail),
-            Moved::Nothing if is_broken => {
-                self.response_broken(exchange_id, Failure::UpstreamTerminated.verdict().detail);
-            }
+            Moved::Broken(detail) => self.response_refused(exchange_id, detail),
+            Moved::Cut => self.response_cut(exchange_id),
+            Moved::Nothing if is_broken => self.response_cut(exchange_id),
             Moved::Ended => {
                 if self.exchanges[exchange_id].stage == Stage::Tunnel {
                     self.downstreams[downstream_id].session.finish_writing = true;
@@ -596,16 +597,14 @@ impl Worker {
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
         let was_idle_before = upstream.served > 0 && !upstream.is_answering;
-        let upstream_refused = upstream.was_refused;
         let failure = if upstream.was_refused {
             Failure::StreamRefused
-        } else if upstream.is_answering {
-            Failure::UpstreamTerminated
         } else {
             Failure::UpstreamReset
         };
+        let is_unseen = was_idle_before || upstream.was_refused;
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
-        if was_idle_before || upstream_refused {
+        if is_unseen {
             self.try_failed(exchange_id, failure);
         } else {
             self.detach(exchange_id, false);
@@ -715,9 +714,9 @@ impl Worker {
     }
 
     /// The response broke off after its head was passed on: it must not look complete.
-    fn response_broken(&mut self, exchange_id: usize, detail: &'static str) {
+    fn response_cut(&mut self, exchange_id: usize) {
         self.detach(exchange_id, false);
-        self.fail_with(exchange_id, Failure::UpstreamTerminated, Some(detail));
+        self.fail(exchange_id, Failure::UpstreamTerminated);
     }
 
     /// Parts the exchange from its upstream session; the session lives on only if `reuse` says so

@@ -229,6 +229,65 @@ fn a_panic_ends_one_connection_and_no_other() {
     assert_eq!(rejected, Some(("panic".to_owned(), 1)));
 }
 
+const UPGRADE: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+#[test]
+fn bytes_behind_a_refused_upgrade_end_the_connection_and_none_keep_it() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::new(origin.local_addr().unwrap());
+    for behind in [&b""[..], b"x", REQUEST] {
+        let mut client = TcpStream::connect(bench.address).unwrap();
+        client.write_all(UPGRADE).unwrap();
+        bench.until("the upgrade is sent", |worker| {
+            let mut all = worker.exchanges.iter();
+            all.any(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
+        });
+        let downstream = bench.worker.exchanges.iter().next().unwrap().1.downstream;
+        // In the kernel only, when the answer comes.
+        client.write_all(behind).unwrap();
+        let (mut served, _) = origin.accept().unwrap();
+        served
+            .write_all(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        bench.until("the exchange is over", |worker| worker.exchanges.is_empty());
+        let downstream = &bench.worker.downstreams[downstream];
+        assert_eq!(downstream.is_closing, !behind.is_empty(), "{behind:?}");
+        assert_eq!(downstream.keep_alive, behind.is_empty(), "{behind:?}");
+        let exchanges = bench.memory.drain_access_log(100_000);
+        let log = String::from_utf8(exchanges).unwrap();
+        assert_eq!(log.lines().count(), 1, "nothing behind it is a request");
+    }
+}
+
+#[test]
+fn a_post_does_not_go_on_a_connection_that_was_idle_and_a_get_does() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::new(origin.local_addr().unwrap());
+    let mut client = TcpStream::connect(bench.address).unwrap();
+    let mut served = Vec::new();
+    for (method, connections) in [("GET", 1), ("GET", 1), ("POST", 2)] {
+        let ids: Vec<usize> = bench.worker.upstreams.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            bench.worker.upstreams[id].idle_since_ms -= 201;
+        }
+        write!(client, "{method} / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        bench.until("the request is sent", |worker| {
+            let mut all = worker.exchanges.iter();
+            all.any(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
+        });
+        assert_eq!(bench.worker.upstreams.len(), connections, "{method}");
+        if served.len() < connections {
+            served.push(origin.accept().unwrap().0);
+        }
+        let answering = served.last_mut().unwrap();
+        answering
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .unwrap();
+        bench.until("the exchange is over", |worker| worker.exchanges.is_empty());
+    }
+}
+
 #[test]
 fn what_an_idle_connection_holds_stays_small() {
     // Resident for every idle client: 1 KiB is the bar, and its slab may be half empty.
