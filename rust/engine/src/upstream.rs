@@ -52,7 +52,7 @@ pub(crate) struct Upstream {
     is_answering: bool,
     /// Its exchange is over; it only sends what it has and then closes.
     is_closing: bool,
-    idle_since_ms: u64,
+    pub(crate) idle_since_ms: u64,
     idle_timeout_ms: u64,
 }
 
