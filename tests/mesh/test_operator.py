@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from meshfast.discovery import JoinToken
-from tests.mesh.harness import MESHFAST
+from tests.mesh.harness import MESHFAST, Sidecar, wait_until
 
 READY = "control plane ready: sidecars on "
 RULE = """\
@@ -54,6 +54,10 @@ class Operator:
         )
         assert done.returncode == code, done.stderr
         return done.stdout or done.stderr
+
+    def token(self, service: str) -> JoinToken:
+        """Make a join token as an operator does."""
+        return JoinToken.parse(self.run("token", "create", "--service", service).strip())
 
     def stop(self) -> None:
         self.process.terminate()
@@ -119,6 +123,27 @@ def test_the_status_of_an_empty_mesh(operator: Operator) -> None:
     mesh = json.loads(operator.run("status", "-o", "json"))
     assert (mesh["services"], mesh["workloads"], mesh["sidecars"]) == ([], [], [])
     assert operator.run("status").startswith(f"revision {mesh['revision']}\n")
+
+
+def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
+    operator: Operator, tmp_path: Path
+) -> None:
+    loopback = ("--inbound-address", "127.0.0.1:0", "--outbound-address", "127.0.0.1:0")
+    sidecar = Sidecar(tmp_path, operator, "payment", *loopback)
+    try:
+        sidecar.until_started()
+
+        def synced() -> bool:
+            mesh = json.loads(operator.run("status", "-o", "json"))
+            return [one["state"] for one in mesh["sidecars"]] == ["SYNCED"]
+
+        wait_until(synced, "the sidecar holds what it should")
+        row = operator.run("status").splitlines()[3]
+        assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
+        (used,) = json.loads(operator.run("token", "list", "-o", "json"))
+        assert used["uses"] == 1
+    finally:
+        sidecar.close()
 
 
 def test_another_user_cannot_connect(operator: Operator) -> None:
