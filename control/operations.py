@@ -190,7 +190,13 @@ class Operations:
 
         Raises `ConfigError` with every problem, and what the store raises; nothing is written then.
         """
-        new = await asyncio.to_thread(load_text, text, file)
+        return await self.apply_texts([(file, text)], dry_run=dry_run)
+
+    async def apply_texts(
+        self, texts: Sequence[tuple[str, str]], *, dry_run: bool = False
+    ) -> Applied:
+        """Store the resources of several texts, each `(file, text)`, together; as `apply` does."""
+        new = await asyncio.to_thread(_load, texts)
         services = mesh_services(self._mesh.workloads())
         return await asyncio.to_thread(self._apply, new, services, dry_run)
 
@@ -385,6 +391,20 @@ class Operations:
             listing = self._store.scan(RESOURCES_PREFIX, at=listing.revision, after=after)
             found += listing.entries
         return [StoredResource.of(entry) for entry in found]
+
+
+def _load(texts: Sequence[tuple[str, str]]) -> Sequence[Loaded]:
+    """Load every text, so that the problems of all are raised together."""
+    loaded: list[Loaded] = []
+    problems: list[Problem] = []
+    for file, text in texts:
+        try:
+            loaded += load_text(text, file)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return loaded
 
 
 def _key(item: Loaded) -> str:

@@ -17,8 +17,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from meshfast.control.operations import Operations
 from meshfast.control.server import ControlPlane, Options
@@ -35,8 +35,8 @@ LEVELS: Final = {
     "trace": logging.DEBUG,
 }
 
-#: Serves the operator API until it is cancelled.
-ServeApi = Callable[[Operations], Awaitable[None]]
+#: Listens for the operator API when called; what it returns serves until it is cancelled.
+ServeApi = Callable[[Operations], Coroutine[Any, Any, None]]
 
 
 def run(options: Options, *, log_level: str, serve_api: ServeApi | None = None) -> None:
@@ -64,10 +64,11 @@ async def _run(options: Options, serve_api: ServeApi | None) -> None:
             raise MeshfastError(
                 f"cannot listen on {options.host}:{options.port}: {reason}"
             ) from None
+        api = None if serve_api is None else serve_api(plane.operations)
         print(f"control plane ready: sidecars on {plane.address}", flush=True)
         work = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(plane.failed())]
-        if serve_api is not None:
-            work.append(asyncio.ensure_future(serve_api(plane.operations)))
+        if api is not None:
+            work.append(asyncio.ensure_future(api))
         done, rest = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from meshfast.discovery.token import JoinToken
 
@@ -124,13 +124,19 @@ class Control:
         return json.loads(line)
 
 
+class MakesTokens(Protocol):
+    """What a sidecar of tests joins with."""
+
+    def token(self, service: str) -> JoinToken: ...
+
+
 class Sidecar:
     """`meshfast run` or `meshfast sidecar` of a service, with `SERVICE` as its application."""
 
     def __init__(
         self,
         folder: Path,
-        control: Control,
+        control: MakesTokens,
         service: str,
         *options: str,
         version: str = "v1",

@@ -25,14 +25,20 @@ __all__ = ["app", "main"]
 
 # Command → module, and the attribute of that name in it.
 COMMANDS = {
+    "apply": "meshfast.cli.resource",
     "check": "meshfast.cli.check",
     "completion": "meshfast.cli.completion",
     "control": "meshfast.cli.control",
+    "delete": "meshfast.cli.resource",
     "demo": "meshfast.cli.demo",
+    "diff": "meshfast.cli.resource",
+    "get": "meshfast.cli.resource",
     "proxy": "meshfast.cli.proxy",
     "run": "meshfast.cli.run",
     "schema": "meshfast.cli.schema",
     "sidecar": "meshfast.cli.sidecar",
+    "status": "meshfast.cli.status",
+    "token": "meshfast.cli.token",
     "version": "meshfast.cli.version",
 }
 

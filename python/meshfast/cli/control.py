@@ -85,6 +85,7 @@ def control(
     """
     # The library of certificates is loaded by this command and no other.
     from meshfast import _core
+    from meshfast.control.api.serve import serve
     from meshfast.control.process import run
     from meshfast.control.server import Options
 
@@ -92,10 +93,11 @@ def control(
         raise click.BadParameter("a certificate lives 10s to 24h", param_hint="--cert-ttl")
     host, port = split_address(address)
     directory = state_dir or default_state_dir(os.environ, os.getuid())
+    directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     run(
         Options(
-            state_dir=directory.absolute(),
+            state_dir=directory,
             host=host,
             port=port,
             trust_domain=trust_domain,
@@ -106,6 +108,7 @@ def control(
             fallback=ctx.get_parameter_source("address") is ParameterSource.DEFAULT,
         ),
         log_level=log_level,
+        serve_api=lambda operations: serve(operations, directory),
     )
 
 

@@ -1,0 +1,131 @@
+"""The operator API as the commands call it, and the forms in which they show its answers.
+
+Does not do: find a control plane on another machine. The socket lies in the state directory, so
+these commands run where `meshfast control` does, as its user.
+
+Tests: tests/mesh/test_operator.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+import rich_click as click
+import yaml
+
+from meshfast.cli.control import default_state_dir
+from meshfast.control.api import BODY_BYTES_MAX, SOCKET_NAME
+from meshfast.errors import ConfigError, MeshfastError, Problem
+
+__all__ = ["OperatorApi", "operator_options", "show", "table"]
+
+ANSWER_S = 30.0
+START_HINT = "start it with `meshfast control`, or name its --state-dir"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def operator_options(command: F) -> F:
+    """Add what every command of an operator takes: `--state-dir` and `-o`."""
+    command = click.option(
+        "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table"
+    )(command)
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="As given to `control`.  [default: ~/.local/state/meshfast/control]",
+    )(command)
+
+
+class OperatorApi:
+    """The control plane that keeps its state in a directory; the default one when None."""
+
+    def __init__(self, state_dir: Path | None) -> None:
+        """Connect to nothing yet."""
+        self._directory = state_dir or default_state_dir(os.environ, os.getuid())
+
+    def ask(
+        self, method: str, *path: str, body: object = None, query: dict[str, str] | None = None
+    ) -> Any:
+        """Send a request to `/v1/<path>`, and return what the answer's JSON says.
+
+        Raises `ConfigError` with the problems of a refusal, `MeshfastError` without an answer.
+        """
+        content = b"" if body is None else msgspec.json.encode(body)
+        if len(content) > BODY_BYTES_MAX:
+            raise ConfigError(f"the files are too long: {BODY_BYTES_MAX} bytes at most, together")
+        target = "/v1/" + "/".join(quote(part, safe="") for part in path)
+        target += "?" + urlencode(query) if query else ""
+        connection = _Connection(self._directory)
+        try:
+            connection.request(method, target, content, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            status, text = answer.status, answer.read()
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise MeshfastError(
+                f"no control plane answers in {self._directory} ({START_HINT})"
+            ) from None
+        except PermissionError:
+            raise MeshfastError(
+                f"{self._directory}: only the owner of the state directory can operate the mesh"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise MeshfastError(f"the control plane did not answer: {error}") from None
+        finally:
+            connection.close()
+        return _decoded(status, text)
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over the socket of a state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
+        self._directory = directory
+
+    def connect(self) -> None:
+        """Connect by the directory's descriptor: a socket's own path has 107 bytes at most."""
+        descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(ANSWER_S)
+            self.sock.connect(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        finally:
+            os.close(descriptor)
+
+
+def _decoded(status: int, text: bytes) -> Any:
+    try:
+        answer = msgspec.json.decode(text)
+        if status < 400:
+            return answer
+        problems = msgspec.convert(answer["problems"], list[Problem])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        raise MeshfastError(f"the control plane answered {status}; its log says why") from None
+    raise ConfigError(problems)
+
+
+def show(answer: object, output: str, text: Callable[[], str]) -> None:
+    """Print an answer as JSON or YAML, or as the text that is made of it for people."""
+    if output == "json":
+        print(msgspec.json.format(msgspec.json.encode(answer)).decode())
+    elif output == "yaml":
+        print(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(text())
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Align rows in columns under their titles."""
+    lines = [list(titles), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(titles))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,160 @@
+"""An operator's commands against a real `meshfast control`."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meshfast.discovery import JoinToken
+from tests.mesh.harness import MESHFAST, Sidecar, wait_until
+
+READY = "control plane ready: sidecars on "
+RULE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: payment}
+spec:
+  hosts: [payment]
+  http:
+    - timeout: 3s
+      route:
+        - destination: {host: payment}
+"""
+
+
+class Operator:
+    """A control plane in a process of its own, and commands that are given to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.process = subprocess.Popen(
+            [*MESHFAST, "control", "--state-dir", str(self.state), "--address", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith(READY)
+        self.address = line.removeprefix(READY).strip()
+
+    def run(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        """Run a command that ends with *code*; return what it says: on stdout, or why it failed."""
+        done = subprocess.run(
+            [*MESHFAST, *words, "--state-dir", str(self.state)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout or done.stderr
+
+    def token(self, service: str) -> JoinToken:
+        """Make a join token as an operator does."""
+        return JoinToken.parse(self.run("token", "create", "--service", service).strip())
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=20)
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    one = Operator(tmp_path)
+    yield one
+    one.stop()
+
+
+def test_a_token_is_printed_alone_then_listed_then_revoked(operator: Operator) -> None:
+    text = operator.run("token", "create", "--service", "payment", "--uses", "3", "--ttl", "1h")
+    token = JoinToken.parse(text.strip())
+    assert (token.service, token.service_account) == ("payment", "payment")
+    assert token.control == operator.address
+    (listed,) = json.loads(operator.run("token", "list", "-o", "json"))
+    assert (listed["id"], listed["uses_max"]) == (token.id, 3)
+    assert listed["expires_s"] - listed["created_s"] == 3600
+    assert operator.run("token", "revoke", token.id) == f"token {token.id} revoked\n"
+    assert operator.run("token", "list").splitlines()[1].endswith("revoked")
+
+
+def test_apply_with_an_error_says_the_place_and_changes_nothing(
+    operator: Operator, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(RULE)
+    bad.write_text(RULE.replace("payment}", "other}").replace("3s", "soon"))
+    said = operator.run("apply", "-f", str(good), "-f", str(bad), code=1)
+    assert said.startswith(f"{bad}:7:16: spec.http[0].timeout: ")
+    assert json.loads(operator.run("get", "-o", "json"))["items"] == []
+    missing = tmp_path / "missing.yaml"
+    said = operator.run("apply", "-f", str(missing), code=1)
+    assert said == f"{missing}: cannot be read: No such file or directory\n"
+
+
+def test_what_was_applied_is_shown_compared_and_deleted(operator: Operator) -> None:
+    applied = operator.run("apply", "-f", "-", stdin=RULE)
+    assert applied == "VirtualService default/payment created\n"
+    shown = operator.run("get", "virtualservice", "payment", "-o", "yaml")
+    assert yaml.safe_load(shown)["spec"]["http"][0]["timeout"] == "3s"
+    whole = operator.run("get", "-o", "yaml")
+    assert "unchanged" in operator.run("apply", "-f", "-", stdin=whole)
+    assert operator.run("get").splitlines()[1].split()[:3] == [
+        "VirtualService",
+        "default",
+        "payment",
+    ]
+    difference = operator.run("diff", "-f", "-", stdin=RULE.replace("3s", "5s"), code=1)
+    lines = [line.strip("+- ") for line in difference.splitlines() if line[:2] in ("+ ", "- ")]
+    assert lines == ["timeout: 3s", "timeout: 5s"]
+    operator.run("diff", "-f", "-", stdin=RULE)
+    deleted = operator.run("delete", "VirtualService", "payment")
+    assert deleted == "VirtualService default/payment deleted\n"
+    said = operator.run("get", "VirtualService", "payment", code=1)
+    assert said == "there is no VirtualService default/payment\n"
+
+
+def test_the_status_of_an_empty_mesh(operator: Operator) -> None:
+    mesh = json.loads(operator.run("status", "-o", "json"))
+    assert (mesh["services"], mesh["workloads"], mesh["sidecars"]) == ([], [], [])
+    assert operator.run("status").startswith(f"revision {mesh['revision']}\n")
+
+
+def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
+    operator: Operator, tmp_path: Path
+) -> None:
+    loopback = ("--inbound-address", "127.0.0.1:0", "--outbound-address", "127.0.0.1:0")
+    sidecar = Sidecar(tmp_path, operator, "payment", *loopback)
+    try:
+        sidecar.until_started()
+
+        def synced() -> bool:
+            mesh = json.loads(operator.run("status", "-o", "json"))
+            return [one["state"] for one in mesh["sidecars"]] == ["SYNCED"]
+
+        wait_until(synced, "the sidecar holds what it should")
+        row = operator.run("status").splitlines()[3]
+        assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
+        (used,) = json.loads(operator.run("token", "list", "-o", "json"))
+        assert used["uses"] == 1
+    finally:
+        sidecar.close()
+
+
+def test_another_user_cannot_connect(operator: Operator) -> None:
+    assert stat.S_IMODE((operator.state / "api.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE(operator.state.stat().st_mode) == 0o700
+
+
+def test_without_a_control_plane_the_error_says_what_to_do(operator: Operator) -> None:
+    operator.stop()
+    said = operator.run("status", code=1)
+    assert said == (
+        f"no control plane answers in {operator.state} "
+        "(start it with `meshfast control`, or name its --state-dir)\n"
+    )
