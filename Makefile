@@ -19,7 +19,7 @@ export MYPYPATH = $(CURDIR)/python
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## build the wheel, install it in a venv of its own, run the whole story
+demo: ## build the wheel, install it in a venv of its own, show a canary, a crash and a hot restart under load
 	@$(STEP) --begin
 	@$(STEP) "doctor" make/doctor build
 	@$(STEP) "build tools" $(MAKE) --no-print-directory $(BIN)/maturin
@@ -46,7 +46,7 @@ test: ## lint, types and every test but the long ones; what CI runs
 test-full: ## make test with the tests marked full: conformance, peers, chaos at CI size
 	@$(MAKE) --no-print-directory test PYTEST="-m 'not soak' $(PYTEST)"
 
-soak: ## the tests marked soak, at full size, on what `make test` built
+soak: ## SOAK_S seconds (60) of load with reloads and hot restarts, on what `make test` built
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(PYTEST)
 
 bench: ## CPU per request beside nginx, HAProxy, Envoy and a raw relay; a release wheel is measured
@@ -86,7 +86,7 @@ fmt: $(VENV)/ready ## format Python and Rust in place
 	cargo fmt
 
 clean: ## remove what was built
-	rm -rf target dist .venv .venv-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf target dist .venv .venv-bench .venv-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The steps that a target of its own and `make test` share.
 .PHONY: lint-steps types-steps

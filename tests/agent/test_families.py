@@ -76,7 +76,12 @@ def test_the_families_are_there_before_any_traffic(tmp_path: Path) -> None:
 def test_http_series_carry_istios_labels_and_four_metrics(tmp_path: Path) -> None:
     families = Scrape(tmp_path).families()
     ((labels, requests),) = families["istio_requests_total"].samples
-    assert (labels, requests) == (recorded.HTTP_LABELS, 7)
+    completed = {
+        "source_cluster": "unknown",
+        "destination_cluster": "unknown",
+        "source_canonical_revision": "latest",  # and source_version stays unknown
+    }
+    assert (labels, requests) == (recorded.HTTP_LABELS | completed, 7)
     ((_, duration),) = families["istio_request_duration_milliseconds"].samples
     assert isinstance(duration, HistogramValue)
     assert (duration.buckets[0], duration.buckets[4], duration.buckets[19]) == (1, 5, 1)
@@ -95,6 +100,25 @@ def test_http_series_carry_istios_labels_and_four_metrics(tmp_path: Path) -> Non
 )  # fmt: skip
 def test_tcp_series_have_four_counters(tmp_path: Path, name: str, value: int) -> None:
     assert Scrape(tmp_path).values(f"istio_tcp_{name}_total") == [value]
+
+
+def test_the_canonical_revision_is_latest_only_of_a_workload_that_is_known(tmp_path: Path) -> None:
+    series = recorded.http_series(
+        destination_canonical_service="unknown", destination_canonical_revision="unknown"
+    )
+    families = Scrape(tmp_path, http=[series]).families()
+    for family in ("istio_requests_total", "istio_request_bytes"):
+        ((labels, _),) = families[family].samples
+        assert labels["destination_canonical_revision"] == "unknown"
+        assert labels["source_canonical_revision"] == "latest"
+
+
+def test_tcp_series_carry_the_labels_of_http_but_those_of_a_response(tmp_path: Path) -> None:
+    families = Scrape(tmp_path).families()
+    ((http, _),) = families["istio_requests_total"].samples
+    ((tcp, _),) = families["istio_tcp_connections_opened_total"].samples
+    assert http.keys() - tcp.keys() == {"response_code", "grpc_response_status"}
+    assert tcp.keys() <= http.keys()
 
 
 def test_a_slot_without_a_worker_keeps_its_counters_and_has_no_gauges(tmp_path: Path) -> None:

@@ -79,3 +79,10 @@ def test_the_version_is_the_same_everywhere() -> None:
     told = {"CHANGELOG.md": newest[1], "installed": importlib.metadata.version("meshfast")}
     told |= {f"README.md: {found}": found for found in readme}
     assert set(told.values()) == {version()}, told
+
+
+def test_the_environments_of_the_readme_are_ignored_by_git() -> None:
+    named = re.findall(r"-m venv (\S+)", text(Path("README.md")))
+    assert named
+    for folder in named:
+        subprocess.run(["git", "check-ignore", "--quiet", f"{folder}/bin"], cwd=ROOT, check=True)

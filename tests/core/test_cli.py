@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -78,6 +79,9 @@ def test_completion_prints_a_script(meshfast: Run, shell: str) -> None:
         ["--listen", ":80", "--to", "a:1", "--forward"],
         ["-c", CANARY, "--forward"],
         ["-c", CANARY, "--mode", "validate", "-o", "yaml"],
+        ["-c", "-"],
+        ["--listen", ":80", "--to", "nohost"],
+        ["--listen", "example.com:80", "--forward"],
         ["-c", CANARY, "--workers", "0"],
         ["-c", CANARY, "--drain-time", "soon"],
         ["-c", CANARY, "--unknown"],
@@ -135,6 +139,77 @@ def test_validate_accepts_every_example(meshfast: Run) -> None:
     for example in sorted((ROOT / "examples").glob("*.yaml")):
         done = meshfast("proxy", "-c", str(example), "--mode", "validate")
         assert (done.returncode, done.stdout, done.stderr) == (0, "0 problems\n", "")
+
+
+def test_a_selector_is_valid_and_said_to_have_no_effect(meshfast: Run) -> None:
+    file = Path(__file__).parent / "golden/matches.yaml"
+    note = "the selector has no effect: a proxy serves every Gateway of its file"
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert (done.returncode, done.stdout) == (0, "0 problems\n")
+    assert done.stderr == f"note: {file}:5:13: spec.selector: {note}\n"
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate", "-o", "json")
+    verdict = json.loads(done.stdout)
+    assert (verdict["valid"], [found["message"] for found in verdict["notes"]]) == (True, [note])
+
+
+def test_serving_says_so_too(
+    meshfast: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "launch", lambda *_: sys.exit(0))
+    monkeypatch.setattr(launch, "raise_descriptor_limit", lambda workers: None)
+    file = Path(__file__).parent / "golden/matches.yaml"
+    flags = ["--access-log", "off", "--runtime-dir", str(tmp_path)]
+    done = meshfast("proxy", "-c", str(file), *flags)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"note: {file}:5:13: spec.selector: ")
+
+
+@pytest.mark.parametrize("arguments", [["--mode", "validate"], ["-o", "yaml"]])
+def test_a_dash_reads_standard_input_to_validate_and_print(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "meshfast", "proxy", "-c", "-", *arguments]
+    resources = (ROOT / "examples/canary.yaml").read_bytes()
+    done = subprocess.run(command, input=resources, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    wrong = resources.replace(b"weight", b"wieght", 1)
+    done = subprocess.run(command, input=wrong, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"/dev/stdin:")
+    assert b"did you mean 'weight'?" in done.stderr
+
+
+def test_serving_from_standard_input_is_refused_with_the_way_out(meshfast: Run) -> None:
+    assert "to a file" in meshfast("proxy", "-c", "-").stderr
+
+
+def test_localhost_is_an_address_to_listen_on(meshfast: Run) -> None:
+    done = meshfast("proxy", "--listen", "localhost:8080", "--to", "a:1", "-o", "yaml")
+    assert done.returncode == 0
+    assert "bind: 127.0.0.1\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("missing/access.log", "No such file or directory"), (".", "Is a directory")],
+)
+def test_an_access_log_that_cannot_be_opened_refuses_the_start(
+    meshfast: Run, tmp_path: Path, path: str, reason: str
+) -> None:
+    log = tmp_path / path
+    runtime = str(tmp_path / "run")
+    flags = ["--listen", ":1", "--forward", "--runtime-dir", runtime]
+    done = meshfast("proxy", *flags, "--access-log", str(log))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"--access-log {log}: cannot be opened: {reason} "
+        "(its directory must exist and be writable; `off` writes no log)\n"
+    )
+
+
+def test_a_pipe_that_nobody_reads_yet_may_be_an_access_log(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    launch.check_access_log(str(tmp_path / "pipe"))
+    launch.check_access_log("off")
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.fixture

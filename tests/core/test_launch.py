@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def test_too_many_workers_for_the_descriptor_limit_are_refused_before_anything_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[object] = []
-    monkeypatch.setattr(launch.resource, "getrlimit", lambda what: (256, 1024))
-    monkeypatch.setattr(launch.resource, "setrlimit", lambda what, limits: taken.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: taken.append(limits))
     launch.raise_descriptor_limit(8)
     assert taken == [(1024, 1024)]
     with pytest.raises(ConfigError, match="200 workers need 2464 descriptors"):

@@ -83,14 +83,14 @@ def test_an_intersection_stands_for_the_names_that_both_stand_for(
 @pytest.mark.parametrize(
     ("labels", "workload"),
     [
-        ({}, Workload(name="w", namespace="n", app="w", revision="latest")),
+        ({}, Workload(name="w", namespace="n", app="w", revision="")),
         (
             {"app": "a", "version": "v1"},
             Workload(name="w", namespace="n", app="a", revision="v1"),
         ),
         (
             {"service.istio.io/canonical-name": "c", "app": "a"},
-            Workload(name="w", namespace="n", app="c", revision="latest"),
+            Workload(name="w", namespace="n", app="c", revision=""),
         ),
     ],
 )

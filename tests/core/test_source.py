@@ -61,7 +61,9 @@ def test_flags_stand_for_a_listener_and_an_upstream(
     assert addresses == endpoints
 
 
-@pytest.mark.parametrize("listen", ["8080", ":0", ":65536", "localhost:80", "::1:80", "[x]:80", ""])
+@pytest.mark.parametrize(
+    "listen", ["8080", ":0", ":65536", "example.com:80", "::1:80", "[x]:80", ""]
+)
 def test_refuses_an_address_that_cannot_be_listened_on(listen: str) -> None:
     with pytest.raises(ConfigError, match=r"^--listen: expected \[IP\]:PORT"):
         compiled(Source(listen=listen, to="a:1"))

@@ -14,7 +14,8 @@ import pytest
 from tests.repository import ROOT, rust_version
 
 SHELL = ["id", "printf", "sed"]
-TOOLS = ["cargo", "cc", "git", "python3", "rustup"]
+TOOLS = ["cargo", "cc", "curl", "git", "python3", "rustup"]
+PYTHON = 'case "$2" in *version_info*) echo 3.12 ;; esac'
 CARGO = "echo 'cargo 1.95.0 (f2d3ce0bd 2026-03-21)'"
 
 Machine = Callable[..., Path]
@@ -26,7 +27,9 @@ def machine(tmp_path: Path) -> Machine:
 
     def make(*lacking: str, **instead: str) -> Path:
         shell = {tool: f'exec {shutil.which(tool)} "$@"' for tool in SHELL}
-        scripts = shell | dict.fromkeys(TOOLS, "exit 0") | {"cargo": CARGO} | instead
+        scripts = (
+            shell | dict.fromkeys(TOOLS, "exit 0") | {"cargo": CARGO, "python3": PYTHON} | instead
+        )
         for tool in scripts.keys() - set(lacking):
             (tmp_path / tool).write_text(f"#!/bin/sh\n{scripts[tool]}\n")
             (tmp_path / tool).chmod(0o755)
@@ -40,11 +43,11 @@ def without(part: str) -> str:
     return f'[ "$1" != {part} ] || exit 101; {CARGO}'
 
 
-def doctor(machine: Path, purpose: str = "test") -> tuple[int, list[str]]:
+def doctor(machine: Path, purpose: str = "test", python: str = "python3") -> tuple[int, list[str]]:
     """Return the exit code and the printed lines, without their indentation."""
     done = subprocess.run(
         ["/bin/sh", ROOT / "make" / "doctor", purpose],
-        env={"PATH": str(machine)},
+        env={"PATH": str(machine), "PYTHON": python},
         capture_output=True,
         text=True,
     )
@@ -84,8 +87,14 @@ def test_a_missing_part_of_rust_is_named(machine: Machine, part: str, name: str)
 @pytest.mark.parametrize(
     ("program", "what", "command"),
     [
-        ('case "$2" in *version_info*) exit 1 ;; esac', "python3 is older", "make PYTHON="),
-        ('case "$2" in *ensurepip*) exit 1 ;; esac', "venv module of python3", "python3-venv"),
+        ("echo 3.9", "python3 is 3.9", "make PYTHON="),
+        ("echo 2.7", "python3 is 2.7", "make PYTHON="),
+        ("echo no such version >&2; exit 127", "python3 does not run", "make PYTHON="),
+        (
+            'case "$2" in *ensurepip*) exit 1 ;; *) echo 3.12 ;; esac',
+            "venv module",
+            " python3-venv",
+        ),
     ],
 )
 def test_a_python_that_will_not_do_is_named(
@@ -95,6 +104,26 @@ def test_a_python_that_will_not_do_is_named(
     assert code == 1
     assert what in printed[0]
     assert command in printed[1]
+
+
+def test_an_interpreter_that_was_named_gets_the_venv_package_of_its_version(
+    machine: Machine,
+) -> None:
+    path = machine(**{"python3.12": 'case "$2" in *ensurepip*) exit 1 ;; *) echo 3.12 ;; esac'})
+    code, printed = doctor(path, python="python3.12")
+    assert code == 1
+    assert printed[0] == "missing: the venv module of python3.12"
+    assert printed[1].endswith("apt-get install -y python3.12-venv")
+
+
+@pytest.mark.parametrize("cargo", [None, "echo 'cargo 1.63.0'"])
+def test_curl_is_asked_for_where_rustup_has_to_be_fetched(
+    machine: Machine, cargo: str | None
+) -> None:
+    lacking = ["curl", "rustup"] if cargo else ["curl", "rustup", "cargo"]
+    _, printed = doctor(machine(*lacking, **({"cargo": cargo} if cargo else {})))
+    assert printed[0] == "missing: curl (it fetches rustup)"
+    assert len(printed) == 4
 
 
 def test_a_cargo_older_than_the_sources_is_named(machine: Machine) -> None:
@@ -118,8 +147,8 @@ def test_everything_missing_is_named_at_once(machine: Machine) -> None:
     code, printed = doctor(machine(*TOOLS))
     assert code == 1
     missing = [line for line in printed if line.startswith("missing: ")]
-    # Python, the compiler, git and Rust, which brings rustup and its components along.
-    assert len(missing) == 4
+    # Python, the compiler, git, curl and Rust, which brings rustup and its components along.
+    assert len(missing) == 5
 
 
 def test_a_build_does_not_ask_for_linters(machine: Machine) -> None:

@@ -53,7 +53,7 @@ class _LazyGroup(click.RichGroup):
     context_settings={"auto_envvar_prefix": "MESHFAST", "help_option_names": ["-h", "--help"]},
 )
 def app() -> None:
-    """A complete service mesh in one pip install."""
+    """A service mesh in one pip install. Today: its proxy for HTTP/1.1 and TCP."""
 
 
 def main() -> NoReturn:

@@ -9,6 +9,7 @@ Tests: tests/core/test_launch.py; the running proxy in tests/dataplane.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -21,14 +22,15 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from meshfast.errors import ConfigError
-from meshfast.policy import SlotAllocator, Source, build_source
+from meshfast.errors import ConfigError, Problem
+from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
 from meshfast.policy.document import decode_document
 from meshfast.supervisor.launch import launch
 from meshfast.supervisor.settings import Settings, SettingsError
 
 __all__ = [
     "Options",
+    "check_access_log",
     "default_runtime_dir",
     "resolve",
     "sealed",
@@ -64,13 +66,19 @@ def serve(options: Options) -> NoReturn:
     """Become the supervisor of a proxy. Raises ConfigError when the configuration is refused."""
     from meshfast import _core
 
-    document, snapshot = build_source(
-        options.source,
+    check_access_log(options.source.access_log)
+    resources = load_source(options.source)
+    document, snapshot = build_loaded(
+        resources,
         generation=FIRST_GENERATION,
         allocator=SlotAllocator(),
         resolve=resolve,
         build=_core.Snapshot.build,
+        access_log_disabled=options.source.access_log == "off",
     )
+    if sys.stderr is not None:  # closed by whoever started us
+        for note in without_effect(resources):
+            print(f"note: {note}", file=sys.stderr, flush=True)
     snapshot_fd = sealed("meshfast-snapshot", snapshot)
     # Half of the slots is for the other side of a hot restart.
     memory = _core.SharedMemory.create(2 * options.workers)
@@ -130,6 +138,23 @@ def sealed(name: str, data: bytes) -> int:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def check_access_log(path: str) -> None:
+    """Open the file as the agent will, and raise ConfigError when that fails.
+
+    A named pipe that nobody reads yet will do: the agent opens it again until somebody does.
+    """
+    if path in ("off", "/dev/stderr", "/dev/stdout"):
+        return
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # open(2): O_NONBLOCK, and no reader
+            message = f"--access-log {path}: cannot be opened: {error.strerror}"
+            hint = "its directory must exist and be writable; `off` writes no log"
+            raise ConfigError([Problem(message, hint=hint)]) from None
 
 
 def raise_descriptor_limit(workers: int) -> None:

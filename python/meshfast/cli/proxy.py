@@ -17,14 +17,15 @@ from click.core import ParameterSource
 import meshfast
 from meshfast.cli import launch
 from meshfast.cli.cpu import cpus
-from meshfast.errors import ConfigError
-from meshfast.policy import SlotAllocator, Source, build_source, load_source
+from meshfast.errors import ConfigError, Problem
+from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
 from meshfast.resources import render_json, render_yaml
 from meshfast.resources.texts import duration_ms
 from meshfast.supervisor.settings import WORKERS_MAX
 
 __all__ = ["proxy"]
 
+STDIN = "/dev/stdin"  # what `-c -` stands for
 LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 
 
@@ -47,7 +48,8 @@ class _Duration(click.ParamType[int]):
     "--config-path",
     "config_path",
     type=click.Path(dir_okay=False),
-    help="File of resources: Gateway, VirtualService, ServiceEntry, ForwardProxy.",
+    help="File of resources: Gateway, VirtualService, ServiceEntry, ForwardProxy. "
+    "- reads standard input, to validate or print.",
 )
 @click.option("--listen", metavar="[IP]:PORT", help="Listen here, without a file.")
 @click.option("--to", metavar="HOST:PORT", help="With --listen: forward HTTP to this upstream.")
@@ -141,6 +143,11 @@ def proxy(
         render = render_yaml if output == "yaml" else render_json
         print(render(item.resource for item in load_source(source)), end="")
         return
+    if source.config_path == STDIN:
+        raise click.UsageError(
+            "-c - only validates and prints: a proxy reads its file again at SIGHUP; "
+            "write what comes from standard input to a file"
+        )
     explicit = ctx.get_parameter_source("metrics_address") is not ParameterSource.DEFAULT
     runtime_dir = options["runtime_dir"] or launch.default_runtime_dir(os.environ, os.getuid())
     access_log = options["access_log"]
@@ -165,19 +172,32 @@ def _source(config_path: str | None, listen: str | None, to: str | None, forward
     """Take exactly one of the three forms; anything else is wrong usage."""
     match (config_path, listen, to, forward):
         case (str(), None, None, False):
-            return Source(config_path=str(Path(config_path).absolute()))
+            path = STDIN if config_path == "-" else str(Path(config_path).absolute())
+            return Source(config_path=path)
         case (None, str(), str(), False) | (None, str(), None, True):
-            return Source(listen=listen, to=to, forward=forward)
+            source = Source(listen=listen, to=to, forward=forward)
+            try:
+                load_source(source)
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from None
+            return source
     raise click.UsageError("give either -c FILE, or --listen with --to, or --listen with --forward")
 
 
 def _validate(source: Source, output: str) -> int:
-    """Do what serving does up to the snapshot; print the problems; return the exit code."""
+    """Do what serving does up to the snapshot; print problems and notes; return the exit code.
+
+    A note is what is valid and has no effect here; it does not change the exit code.
+    """
     from meshfast import _core
 
+    problems: tuple[Problem, ...] = ()
+    notes: list[Problem] = []
     try:
-        build_source(
-            source,
+        resources = load_source(source)
+        notes = without_effect(resources)
+        build_loaded(
+            resources,
             generation=1,
             allocator=SlotAllocator(),
             resolve=lambda host: [],
@@ -185,13 +205,13 @@ def _validate(source: Source, output: str) -> int:
         )
     except ConfigError as error:
         problems = error.problems
-    else:
-        problems = ()
     if output == "json":
-        verdict = {"valid": not problems, "problems": problems}
+        verdict = {"valid": not problems, "problems": problems, "notes": notes}
         print(msgspec.json.format(msgspec.json.encode(verdict)).decode())
     else:
         for problem in problems:
             print(problem, file=sys.stderr)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
     return 1 if problems else 0

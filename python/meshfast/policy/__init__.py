@@ -13,14 +13,24 @@ Tests: tests/core/test_golden.py, test_names.py, test_slots.py, test_source.py, 
 """
 
 from meshfast.policy.slots import SLOTS_MAX, SlotAllocator
-from meshfast.policy.source import Resolve, Source, build_source, compile_source, load_source
+from meshfast.policy.source import (
+    Resolve,
+    Source,
+    build_loaded,
+    build_source,
+    compile_source,
+    load_source,
+    without_effect,
+)
 
 __all__ = [
     "SLOTS_MAX",
     "Resolve",
     "SlotAllocator",
     "Source",
+    "build_loaded",
     "build_source",
     "compile_source",
     "load_source",
+    "without_effect",
 ]

@@ -29,7 +29,8 @@ _HOST_PORT = re.compile(
 def static_forward(listen: str, to: str) -> list[kinds.Resource]:
     """Give Gateway, VirtualService and ServiceEntry for HTTP from `listen` to `to`.
 
-    `listen` is `[IP]:PORT`, all addresses without the IP; `to` is `HOST:PORT`. Raises ConfigError.
+    `listen` is `[IP]:PORT` or `localhost:PORT`, all addresses without the IP; `to` is
+    `HOST:PORT`. Raises ConfigError.
     """
     bind, listen_port = _split(listen, "--listen")
     host, to_port = _split(to, "--to")
@@ -89,10 +90,15 @@ def forward_proxy(listen: str) -> list[kinds.Resource]:
 
 
 def _split(text: str, flag: str) -> tuple[str, int]:
-    """Split `HOST:PORT`; an IPv6 address stands in brackets; the host may be empty."""
+    """Split `HOST:PORT`; an IPv6 address stands in brackets; the host may be empty.
+
+    A listener binds an address, so of names `--listen` takes only `localhost`, as 127.0.0.1.
+    """
     parts = _HOST_PORT.fullmatch(text)
     port = int(parts["port"]) if parts else 0
     host = (parts["ip6"] or parts["host"] or "") if parts else ""
+    if flag == "--listen" and host.lower() == "localhost":
+        host = "127.0.0.1"
     wrong_host = flag == "--listen" and host and not is_address(host)
     if not 1 <= port <= 65535 or wrong_host or (parts and parts["ip6"] and not is_address(host)):
         wanted = "[IP]:PORT" if flag == "--listen" else "HOST:PORT"

@@ -63,7 +63,7 @@ def cluster_name(port: int, host: str, subset: str = "") -> str:
 def workload(labels: dict[str, str], namespace: str, name: str = "") -> Workload:
     """Name a workload by its labels, with Istio's order of precedence; "" is "unknown"."""
     app = next((labels[label] for label in _APP_LABELS if label in labels), name)
-    revision = next((labels[label] for label in _REVISION_LABELS if label in labels), "latest")
+    revision = next((labels[label] for label in _REVISION_LABELS if label in labels), "")
     return Workload(name=name, namespace=namespace, app=app, revision=revision)
 
 

@@ -10,19 +10,28 @@ Tests: tests/core/test_source.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, Problem
 from meshfast.policy.blame import locate
 from meshfast.policy.compile import compile
-from meshfast.policy.document import Document, encode_document
+from meshfast.policy.document import encode_document
 from meshfast.policy.forward import forward_proxy, static_forward
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded, load_file, load_text, render_yaml
+from meshfast.resources.kinds import Gateway
 
-__all__ = ["Resolve", "Source", "build_source", "compile_source", "load_source"]
+__all__ = [
+    "Resolve",
+    "Source",
+    "build_loaded",
+    "build_source",
+    "compile_source",
+    "load_source",
+    "without_effect",
+]
 
 Resolve = Callable[[str], list[str]]
 
@@ -60,8 +69,11 @@ def compile_source(
 
     Raises ConfigError with every problem found; the allocator is unchanged then.
     """
-    _, document = _compile(source, generation, allocator, resolve)
-    return encode_document(document)
+    document = compile(
+        load_source(source), generation=generation, allocator=allocator, resolve=resolve
+    )
+    disabled = source.access_log == "off"
+    return encode_document(msgspec.structs.replace(document, access_log_disabled=disabled))
 
 
 def build_source(
@@ -78,7 +90,28 @@ def build_source(
     ConfigError with the place in the source; the slots of the refused document stay with their
     endpoints until they are released.
     """
-    resources, document = _compile(source, generation, allocator, resolve)
+    return build_loaded(
+        load_source(source),
+        generation=generation,
+        allocator=allocator,
+        resolve=resolve,
+        build=build,
+        access_log_disabled=source.access_log == "off",
+    )
+
+
+def build_loaded(
+    resources: Sequence[Loaded],
+    *,
+    generation: int,
+    allocator: SlotAllocator,
+    resolve: Resolve,
+    build: Callable[[bytes], bytes],
+    access_log_disabled: bool = False,
+) -> tuple[bytes, bytes]:
+    """Do what `build_source` does with resources that are loaded already."""
+    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    document = msgspec.structs.replace(document, access_log_disabled=access_log_disabled)
     encoded = encode_document(document)
     try:
         return encoded, build(encoded)
@@ -97,10 +130,14 @@ def load_source(source: Source) -> list[Loaded]:
     return load_text(render_yaml(forward_proxy(source.listen)), "--listen --forward")
 
 
-def _compile(
-    source: Source, generation: int, allocator: SlotAllocator, resolve: Resolve
-) -> tuple[list[Loaded], Document]:
-    resources = load_source(source)
-    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
-    disabled = source.access_log == "off"
-    return resources, msgspec.structs.replace(document, access_log_disabled=disabled)
+def without_effect(resources: Sequence[Loaded]) -> list[Problem]:
+    """Find what is valid and changes nothing here; an operator may have expected otherwise."""
+    return [
+        item.origin.problem(
+            "the selector has no effect: a proxy serves every Gateway of its file",
+            "spec",
+            "selector",
+        )
+        for item in resources
+        if isinstance(item.resource, Gateway) and item.resource.spec.selector
+    ]

@@ -93,7 +93,8 @@ def collect(source: Source, facts: AgentFacts, processes: Processes) -> Iterator
     tcp = source.tcp_series()
     yield from _istio_http(http)
     for name, help, value in TCP_COUNTERS:
-        yield Family(name, COUNTER, help, ((series.labels, value(series)) for series in tcp))
+        samples = ((_istio_labels(series.labels), value(series)) for series in tcp)
+        yield Family(name, COUNTER, help, samples)
     for name, kind, help, of_worker in WORKER_METRICS:
         yield Family(name, kind, help, _by_worker(workers, kind, of_worker))
     yield from _refusals_and_losses(source, workers, facts)
@@ -107,10 +108,27 @@ def _istio_http(series: Iterable[HttpSeries]) -> Iterator[Family]:
         "istio_requests_total",
         COUNTER,
         "Requests handled, by both ends.",
-        ((one.labels, one.requests) for one in series),
+        ((_istio_labels(one.labels), one.requests) for one in series),
     )
     for name, help, value in HTTP_HISTOGRAMS:
-        yield Family(name, HISTOGRAM, help, ((one.labels, value(one)) for one in series))
+        samples = ((_istio_labels(one.labels), value(one)) for one in series)
+        yield Family(name, HISTOGRAM, help, samples)
+
+
+def _istio_labels(labels: Labels) -> Labels:
+    """Complete the labels of a series to Istio's (istio.io, reference/config/metrics).
+
+    A cluster is one of a mesh of several, which has no name here. Of a workload that is known but
+    carries no revision the version is unknown and the canonical revision is "latest".
+    """
+    completed = labels.copy()
+    for side in ("source", "destination"):
+        completed[f"{side}_cluster"] = "unknown"
+        revision = f"{side}_canonical_revision"
+        known = labels[f"{side}_canonical_service"] != "unknown"
+        if known and labels[revision] == "unknown":
+            completed[revision] = "latest"
+    return completed
 
 
 def _duration(series: HttpSeries) -> HistogramValue:

@@ -473,16 +473,12 @@ impl Worker {
         Duration::from_millis(sleep_ms)
     }
 
+    /// At the connection limit too: whoever connects next has an idle connection closed for it.
     fn resume_accepting(&mut self) {
         let until_ms = self.accept_paused_until_ms;
-        if until_ms != 0
-            && until_ms <= self.clock.now_ms()
-            && self.downstreams.len() < self.connections_max
-        {
+        if until_ms != 0 && until_ms <= self.clock.now_ms() {
             self.accept_paused_until_ms = 0;
             self.reregister();
-        } else if until_ms != 0 && until_ms <= self.clock.now_ms() {
-            self.accept_paused_until_ms = self.clock.now_ms() + crate::listener::ACCEPT_PAUSE_MS;
         }
     }
 
@@ -713,6 +709,15 @@ impl Worker {
             }
         }
         self.work();
+        // Answered, but not read yet: the kernel would end the part it has with a FIN.
+        let unsent = self
+            .downstreams
+            .iter()
+            .filter(|(_, it)| !it.session.output.is_empty());
+        let unsent: Vec<usize> = unsent.map(|(id, _)| id).collect();
+        for downstream_id in unsent {
+            self.abort_downstream(downstream_id);
+        }
     }
 
     /// Takes what has connected so far and closes this worker's ends of the listening sockets.

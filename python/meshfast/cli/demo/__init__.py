@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import rich_click as click
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from meshfast.cli.demo.load import Sample
 from meshfast.cli.demo.story import ACTS, Result, Stage, play
 
 __all__ = ["demo"]
+
+# act, req/s, share of v2, errors, three latencies, verdict: 78 columns, so that a terminal of 80,
+# a pipe and a build log show the same.
+TITLE = max(len(act.title) for act in ACTS)
+LINE = f"{{:<{TITLE}}}  {{:>5}}  {{:>6}}  {{:>6}}  {{:>5}}  {{:>5}}  {{:>5}}  {{}}"
 
 
 @click.command()
@@ -34,59 +38,51 @@ __all__ = ["demo"]
 )
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
 def demo(duration: float, output: str) -> None:
-    """Show a canary, a killed worker and a hot restart, with traffic going on."""
+    """Show a canary, a killed worker, a hot restart and a rollback under steady traffic."""
     meshfast = Path(sys.argv[0]).absolute()
     with tempfile.TemporaryDirectory(prefix="meshfast-demo-") as folder:
         stage = Stage(Path(folder), meshfast)
         try:
-            results = _show(stage, duration, output)
+            acts = play(stage, duration)
+            results = list(acts if output == "json" else _show(acts))
         finally:
             stage.close()
-    failed = [result for result in results if result.problem]
+    story = _summary(results)
     if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(_summary(results))).decode())
-    elif failed:
-        print("failed: " + "; ".join(f"{one.title}: {one.problem}" for one in failed))
-    sys.exit(1 if failed else 0)
+        print(msgspec.json.format(msgspec.json.encode(story)).decode())
+    else:
+        print(_sentence(results, story))
+    sys.exit(1 if any(result.problem for result in results) else 0)
 
 
-def _show(stage: Stage, duration: float, output: str) -> list[Result]:
-    results: list[Result] = []
-    if output == "json":
-        return list(play(stage, duration))
-    with Live(_table(results), console=Console(), auto_refresh=False) as live:
-        for result in play(stage, duration):
-            results.append(result)
-            live.update(_table(results), refresh=True)
-    return results
-
-
-def _table(results: list[Result]) -> Table:
-    table = Table(title="payment behind meshfast proxy")
-    for column in ("act", "req/s", "v2", "errors", "p50 ms", "p95 ms", "p99 ms", ""):
-        table.add_column(column, justify="left" if column == "act" else "right", no_wrap=True)
-    for number, act in enumerate(ACTS):
-        if number >= len(results):
-            table.add_row(act.title, style="dim")
-            continue
-        result = results[number]
+def _show(results: Iterator[Result]) -> Iterator[Result]:
+    """Print each act as it ends, in lines of 80 columns at most, and pass it on."""
+    click.echo("payment behind meshfast proxy; latencies in ms")
+    click.echo(LINE.format("act", "req/s", "v2", "errors", "p50", "p95", "p99", ""))
+    for result in results:
         sample = result.sample
-        table.add_row(
-            result.title,
-            f"{sample.requests / sample.seconds:.0f}",
-            f"{sample.share('v2'):.1%}",
-            str(sample.errors),
-            *(f"{sample.percentile_ms(percent):.1f}" for percent in (50, 95, 99)),
-            f"[red]{result.problem}[/red]" if result.problem else "[green]ok[/green]",
-        )
-    return table
+        percentiles = (f"{sample.percentile_ms(percent):.1f}" for percent in (50, 95, 99))
+        verdict = click.style("FAIL", fg="red") if result.problem else click.style("ok", fg="green")
+        rate, share = f"{sample.requests / sample.seconds:.0f}", f"{sample.share('v2'):.1%}"
+        click.echo(LINE.format(result.title, rate, share, result.errors, *percentiles, verdict))
+        yield result
 
 
-def _summary(results: list[Result]) -> dict[str, object]:
+def _sentence(results: list[Result], story: dict[str, Any]) -> str:
+    failed = [f"{result.title}: {result.problem}" for result in results if result.problem]
+    if failed:
+        return "failed: " + "; ".join(failed)
+    return (
+        f"ok: {story['requests']} requests, {story['errors']} errors; the canary got "
+        f"{story['v2_share']:.1%}, and {story['rollback_share']:.0%} once taken back"
+    )
+
+
+def _summary(results: list[Result]) -> dict[str, Any]:
     whole = Sample()
     for result in results:
-        whole.errors += result.sample.errors
-        whole.versions.update(result.sample.versions)
+        whole.errors += result.errors
+        whole.versions.update(result.changing.versions + result.sample.versions)
         whole.latencies_ms.extend(result.sample.latencies_ms)
     canary = results[1].sample
     return {
@@ -100,7 +96,7 @@ def _summary(results: list[Result]) -> dict[str, object]:
             {
                 "title": result.title,
                 "requests": result.sample.requests,
-                "errors": result.sample.errors,
+                "errors": result.errors,
                 "v2_share": result.sample.share("v2"),
                 "problem": result.problem,
             }

@@ -76,11 +76,20 @@ class DemoError(MeshfastError):
 
 @dataclass(frozen=True)
 class Result:
-    """One act: what was done, what was measured, and what was wrong with it, if anything."""
+    """One act: what was done, what was measured, and what was wrong with it, if anything.
+
+    `changing` is what was answered while the change was made, `sample` what was answered after it.
+    """
 
     title: str
+    changing: Sample
     sample: Sample
     problem: str
+
+    @property
+    def errors(self) -> int:
+        """Every request of the act that was not answered well."""
+        return self.changing.errors + self.sample.errors
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class Stage:
 
 ACTS = (
     Act("all traffic to v1", 1.0, 0.0, lambda stage: None),
-    Act("canary: 10 % to v2 (file edited, SIGHUP)", 3.0, 0.1, lambda stage: stage.shift(90, 10)),
+    Act("canary: 10 % to v2 (SIGHUP)", 3.0, 0.1, lambda stage: stage.shift(90, 10)),
     Act("a worker is killed (SIGKILL)", 1.0, 0.1, Stage.kill_a_worker),
     Act("hot restart (SIGUSR2)", 1.0, 0.1, Stage.restart),
     Act("canary taken back: 0 % to v2", 1.0, 0.0, lambda stage: stage.shift(100, 0)),
@@ -228,7 +237,7 @@ def play(stage: Stage, seconds: float) -> Iterator[Result]:
             during = load.take()
             time.sleep(act.seconds * stretch)
             after = load.take()
-            yield Result(act.title, after, _judge(act, during, after))
+            yield Result(act.title, during, after, _judge(act, during, after))
         stage.drain()
     finally:
         load.stop()

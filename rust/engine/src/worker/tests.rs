@@ -3,6 +3,8 @@
 //! The worker is stepped by hand, so that every test sees a state, not a moment.
 #![allow(clippy::unwrap_used)]
 
+mod edges;
+
 use super::*;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,9 +18,12 @@ struct Bench {
     events: Events,
     address: SocketAddr,
     memory: SharedMemory,
-    /// The other ends of its channels, held open.
-    _far: Vec<UnixDatagram>,
+    /// The other ends of its channels, held open: control, inbox, resolver.
+    far: Vec<UnixDatagram>,
 }
+
+/// Place of the inbox in [`Bench::far`].
+const INBOX_CHANNEL: usize = 1;
 
 impl Bench {
     fn new(origin: SocketAddr) -> Self {
@@ -71,7 +76,7 @@ impl Bench {
             events,
             address,
             memory,
-            _far: far,
+            far,
         }
     }
 
