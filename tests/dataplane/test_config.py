@@ -83,8 +83,8 @@ def test_the_first_route_that_matches_wins(tmp_path: Path) -> None:
             assert Counter(
                 (record["upstream_cluster"], record["response_flags"]) for record in records
             ) == {
-                (f"outbound|{one.port}||one.default", None): 2,
-                (f"outbound|{two.port}||two.default", None): 2,
+                (f"outbound|{one.port}||one.default", "-"): 2,
+                (f"outbound|{two.port}||two.default", "-"): 2,
                 (None, "NR"): 1,
             }
 

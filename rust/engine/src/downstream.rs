@@ -330,10 +330,10 @@ impl Worker {
         let session = &mut self.downstreams[downstream_id].session;
         session.io.readable = true;
         session.read(&mut self.blocks, HIGH_WATERMARK);
-        let is_clean = session.input.is_empty() && !session.io.read_closed && !session.io.broken;
-        // Driving a session also gives the block back that it has just received into.
-        self.queue(Key::Downstream(downstream_id));
-        has_ended && is_clean
+        // It may not be driven again for long, and an idle connection holds no block.
+        session.input.settle(&mut self.blocks);
+        let io = session.io;
+        has_ended && session.input.is_empty() && !io.read_closed && !io.broken
     }
 
     /// Moves what the downstream has sent towards the upstream; `true` when anything moved.

@@ -228,7 +228,7 @@ impl Worker {
                 self.drop_upstream(upstream_id);
                 continue;
             }
-            if !is_safe && now_ms - upstream.idle_since_ms > JUST_USED_MS {
+            if !may_carry(is_safe, now_ms - upstream.idle_since_ms) {
                 self.pool.idle(slot, address).push(upstream_id);
                 return None;
             }
@@ -822,6 +822,12 @@ impl Worker {
     }
 }
 
+/// Whether a connection that has been idle for so long may carry a request: a server may close it just
+/// as the request leaves, and only a safe one can be sent again without harm.
+fn may_carry(is_safe: bool, idle_ms: u64) -> bool {
+    is_safe || idle_ms <= JUST_USED_MS
+}
+
 /// Reads of a block that one session may do before others have their turn.
 pub(crate) const READS_PER_TURN: usize = 4;
 
@@ -851,5 +857,20 @@ impl Upstream {
             && self.session.input.is_empty()
             && self.session.output.is_empty()
             && !(io.read_closed || io.write_closed || io.broken || io.hangup)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_that_is_not_safe_takes_only_a_connection_used_200_ms_ago_at_most() {
+        for idle_ms in [0, 199, 200] {
+            assert!(may_carry(false, idle_ms) && may_carry(true, idle_ms));
+        }
+        for idle_ms in [201, 1_000, 60_000] {
+            assert!(!may_carry(false, idle_ms) && may_carry(true, idle_ms));
+        }
     }
 }

@@ -243,13 +243,16 @@ fn bytes_behind_a_refused_upgrade_end_the_connection_and_none_keep_it() {
             let mut all = worker.exchanges.iter();
             all.any(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
         });
-        let downstream = bench.worker.exchanges.iter().next().unwrap().1.downstream;
-        // In the kernel only, when the answer comes.
+        let (_, exchange) = bench.worker.exchanges.iter().next().unwrap();
+        let (downstream, upstream) = (exchange.downstream, exchange.upstream.unwrap());
         client.write_all(behind).unwrap();
         let (mut served, _) = origin.accept().unwrap();
         served
             .write_all(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             .unwrap();
+        // The answer is read first; what stands behind the upgrade is in the kernel only.
+        bench.worker.upstreams[upstream].session.io.readable = true;
+        bench.worker.drive_upstream(upstream);
         bench.until("the exchange is over", |worker| worker.exchanges.is_empty());
         let downstream = &bench.worker.downstreams[downstream];
         assert_eq!(downstream.is_closing, !behind.is_empty(), "{behind:?}");
