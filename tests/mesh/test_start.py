@@ -4,9 +4,11 @@ What `run` promises about order is seen here without traffic: identity and confi
 application, deregistration before its end, its exit code, a start from disk.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
