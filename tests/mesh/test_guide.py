@@ -1,0 +1,88 @@
+"""docs/mesh.md works as it stands there, apart from ports and the places of state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.mesh.harness import free_port, wait_until
+from tests.repository import text
+
+DEADLINE_S = 60
+
+
+def blocks() -> list[str]:
+    """Return the page's shell blocks, with ports that are free here."""
+    page = text(Path("docs/mesh.md"))
+    for port in ("8080", "8081"):
+        page = page.replace(port, str(free_port()))
+    return re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+class Terminal:
+    """Runs blocks as a user of an own home would, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
+        self.env = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_RUNTIME_DIR": str(runtime),
+            "HOME": str(folder),
+        }
+
+    def run(self, block: str) -> str:
+        done = subprocess.run(
+            ["sh", "-e", "-c", block],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextlib.contextmanager
+    def running(self, block: str, name: str, ready: str) -> Iterator[None]:
+        """Run a block that serves until it is told to end, once its log says that it is ready."""
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["sh", "-c", f"exec {block}"],
+                cwd=self.folder,
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                wait_until(lambda: ready in log.read_text(), f"{name} says {ready!r}")
+                yield
+                process.send_signal(signal.SIGTERM)
+                process.wait(DEADLINE_S)
+            finally:
+                process.kill()
+                process.wait()
+
+
+def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
+    control, tokens, payment, order, questions = blocks()
+    terminal = Terminal(tmp_path)
+    (tmp_path / "greeting.txt").write_text("hello")
+    with terminal.running(control, "control", "control plane ready"):
+        terminal.run(tokens)
+        assert (tmp_path / "order.token").stat().st_mode & 0o077 == 0
+        with terminal.running(payment, "payment", "application accepts"):
+            wait_until(lambda: "1/1" in terminal.run("meshfast status"), "payment is healthy")
+            assert "greeting.txt" in terminal.run(order)
+            answer = terminal.run(questions)
+            assert "SYNCED" in answer
+            assert "0 found" in answer
