@@ -7,6 +7,7 @@ and order are all held.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -50,8 +51,17 @@ def test_compiles_to_the_golden_document(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(names_of("golden", ".yaml")))
 def test_the_snapshot_compiler_takes_the_golden_document(name: str) -> None:
     document = (HERE / f"golden/{name}.json").read_bytes()
-    described = _core.Snapshot.describe(_core.Snapshot.build(document))
-    assert msgspec.json.decode(described) == msgspec.json.decode(document)
+    described = msgspec.json.decode(_core.Snapshot.describe(_core.Snapshot.build(document)))
+    assert without_mesh_members(described) == msgspec.json.decode(document)
+
+
+def without_mesh_members(described: dict[str, Any]) -> dict[str, Any]:
+    """Take out what a proxy's document leaves away and the snapshot compiler reads as null."""
+    for listener in described["listeners"]:
+        assert (listener.pop("tls"), listener.pop("credential_sha256")) == (None, None)
+    for cluster in described["clusters"]:
+        assert cluster.pop("tls") is None
+    return described
 
 
 @pytest.mark.parametrize("name", sorted(names_of("refused", ".yaml")))

@@ -94,6 +94,6 @@ def test_endpoints_name_who_answers_there() -> None:
     assert first.workload.principal == "spiffe://cluster.local/ns/default/sa/payment"
     assert (second.workload.app, second.workload.revision, second.healthy) == (
         "payment",
-        "latest",
+        "",
         False,
     )
