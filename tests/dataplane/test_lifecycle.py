@@ -7,6 +7,7 @@ scripted one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -226,16 +227,21 @@ def is_alive(pid: int) -> bool:
 
 
 def test_connections_are_shared_out_evenly(tmp_path: Path) -> None:
-    with echo_origin() as origin, forwarding(origin, tmp_path, workers=2) as (proxy, port):
-        clients = [Client(port) for _ in range(20)]
+    with (
+        echo_origin() as origin,
+        forwarding(origin, tmp_path, workers=2) as (proxy, port),
+        contextlib.ExitStack() as clients,
+    ):
 
         def shares() -> list[float]:
-            samples = proxy.metrics()["meshfast_worker_connections"]
-            values = sorted(value for _, value in samples)
-            return values if sum(values) == 20 else []
+            return [value for _, value in proxy.metrics()["meshfast_worker_connections"]]
 
-        # A connection that is on its way to another worker is in nobody's count yet.
-        fewest, most = wait_for("all connections", shares)
-        assert most - fewest <= 2
-        for client in clients:
-            client.close()
+        def connect(count: int) -> None:
+            clients.enter_context(Client(port))
+            # A connection on its way to another worker is in nobody's count yet.
+            wait_for(f"{count} connections", lambda: sum(shares()) == count)
+
+        # One at a time: workers that accept at the same moment see each other's count of before.
+        for count in range(1, 21):
+            connect(count)
+        assert max(shares()) - min(shares()) <= 1

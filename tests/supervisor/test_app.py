@@ -89,7 +89,9 @@ def test_every_signal_is_at_its_default_for_it(tmp_path: Path) -> None:
     with AppMesh(tmp_path, grep) as mesh:
         mesh.meshed()
         assert mesh.wait() == 0
-        assert (tmp_path / "signals").read_text().split()[1::2] == ["0" * 16] * 2
+        masks = [int(word, 16) for word in (tmp_path / "signals").read_text().split()[1::2]]
+        # 32 and 33 are the C library's own (nptl(7)): nobody sets them, anybody may inherit them.
+        assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
 
 
 def test_its_environment_holds_the_address_where_a_socket_really_listens(tmp_path: Path) -> None:
