@@ -22,7 +22,7 @@ use std::rc::Rc;
 
 use meshfast_mesh::{Address, Dial};
 use meshfast_wire::frame::ErrorCode;
-use meshfast_wire::mux::{self, Connection, Event, Role};
+use meshfast_wire::mux::{self, Connection, Event, PEER_STREAMS_MAX, Role};
 use rustc_hash::FxHashMap;
 
 use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
@@ -40,6 +40,10 @@ const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
 
 /// How long a leg without streams is kept (ztunnel's `pool_unused_release_timeout`).
 const IDLE_TIMEOUT_MS: u64 = 300_000;
+
+/// What may wait to be sent on a leg. Streams stop far below it; only answers to control frames of a
+/// peer that does not read get there (CVE-2019-9512, CVE-2019-9515).
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// A connection to another meshfast proxy.
 pub(crate) struct Leg {
@@ -93,7 +97,10 @@ impl Leg {
     pub(crate) fn has_room(&self) -> bool {
         !self.is_leaving
             && !self.session.io.broken
-            && self.connection.as_ref().is_none_or(Connection::may_open)
+            && self
+                .connection
+                .as_ref()
+                .map_or(self.waiting.len() < PEER_STREAMS_MAX, Connection::may_open)
     }
 }
 
@@ -242,6 +249,9 @@ impl Worker {
             let Some(leg) = self.legs.get(leg_id) else {
                 return;
             };
+            if leg.session.output.len() > OUTPUT_BYTES_MAX {
+                return self.leg_failed(leg_id, "mux.output_flood");
+            }
             let io = leg.session.io;
             if io.broken || io.read_closed {
                 let failure = leg.session.tls.as_ref().and_then(|tls| tls.failure());
@@ -305,12 +315,31 @@ impl Worker {
         let waiting = std::mem::take(&mut leg.waiting);
         let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
         self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        // The peers' proxies that had not been heard when we began to leave learn it now.
+        let leaves = self.is_draining() || self.inbound != worker::Inbound::Open;
+        let leg = &mut self.legs[leg_id];
+        if leaves
+            && leg.role == Role::Server
+            && let Some(connection) = &mut leg.connection
+        {
+            connection.go_away(ErrorCode::NoError, leg.session.output.tail());
+        }
         for upstream_id in waiting {
-            if self.upstreams.contains(upstream_id) {
+            let waits = |it: &Upstream| it.session.stream.leg() == Some((leg_id, 0));
+            if self.upstreams.get(upstream_id).is_some_and(waits) {
                 self.open_stream(leg_id, upstream_id);
             }
         }
         self.legs.contains(leg_id)
+    }
+
+    /// An upstream session that waits for a handshake goes: its number will be another's.
+    pub(crate) fn stop_waiting(&mut self, upstream_id: usize, stream: &Stream) {
+        if let Some((leg_id, _)) = stream.leg()
+            && let Some(leg) = self.legs.get_mut(leg_id)
+        {
+            leg.waiting.retain(|waiting| *waiting != upstream_id);
+        }
     }
 
     fn act_on(&mut self, leg_id: usize, told: Told) {
@@ -355,13 +384,15 @@ impl Worker {
 
     /// A caller's proxy has opened a stream: a downstream session like one that was accepted.
     fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
-        let draining = self.is_draining() || self.inbound != worker::Inbound::Open;
+        let refuses = self.is_draining()
+            || self.inbound != worker::Inbound::Open
+            || self.downstreams.len() >= self.connections_max;
         let leg = &mut self.legs[leg_id];
         let caller = leg
             .identity
             .clone()
             .expect("streams come after the check of the peer");
-        if draining {
+        if refuses {
             let output = leg.session.output.tail();
             if let Some(connection) = &mut leg.connection {
                 connection.reset(stream, ErrorCode::RefusedStream, output);
@@ -511,7 +542,7 @@ impl Worker {
             .legs
             .iter()
             .filter(|(_, leg)| (leg.is_leaving || draining) && leg.streams.is_empty())
-            .filter(|(_, leg)| leg.waiting.is_empty() && leg.session.output.is_empty())
+            .filter(|(_, leg)| leg.waiting.is_empty() && !leg.session.has_unsent())
             .map(|(id, _)| id)
             .collect();
         for leg_id in done {
@@ -521,7 +552,7 @@ impl Worker {
 
     /// Whether a caller's proxy still has a stream here, or bytes that it has not got yet.
     pub(crate) fn is_called(&self) -> bool {
-        let has_call = |leg: &Leg| !leg.streams.is_empty() || !leg.session.output.is_empty();
+        let has_call = |leg: &Leg| !leg.streams.is_empty() || leg.session.has_unsent();
         let mut accepted = self.legs.iter().map(|(_, leg)| leg);
         accepted.any(|leg| leg.role == Role::Server && has_call(leg))
     }

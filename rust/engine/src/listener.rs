@@ -240,7 +240,7 @@ impl Worker {
 
     /// Accepts one connection; `false` when none waits or none may be taken.
     fn accept_one(&mut self, index: usize) -> bool {
-        if self.downstreams.len() >= self.connections_max {
+        if self.downstreams.len() + self.legs.len() >= self.connections_max {
             self.close_longest_idle();
             self.pause_accepting();
             return false;

@@ -142,6 +142,11 @@ impl Session {
         }
     }
 
+    /// Whether anything has not reached the kernel yet, sealed or not.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.output.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
     /// Sends what waits in `output`.
     pub(crate) fn flush(&mut self, blocks: &mut Blocks) -> Flushed {
         if self.tls.is_some() {

@@ -818,6 +818,7 @@ impl Worker {
         self.pool.forget(upstream_id, slot, &address);
         self.timers.disarm(Key::Upstream(upstream_id));
         let upstream = self.upstreams.remove(upstream_id);
+        self.stop_waiting(upstream_id, &upstream.session.stream);
         self.leave_leg(&upstream.session.stream, upstream.session.uncredited);
     }
 }

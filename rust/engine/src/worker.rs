@@ -733,7 +733,9 @@ impl Worker {
         self.close_left_legs();
         self.work();
         let is_idle = |it: &Upstream| it.exchange.is_none() && it.session.output.is_empty();
-        self.downstreams.is_empty() && self.upstreams.iter().all(|(_, it)| is_idle(it))
+        self.downstreams.is_empty()
+            && !self.is_called()
+            && self.upstreams.iter().all(|(_, it)| is_idle(it))
     }
 
     /// The application is about to end: callers go to other instances from now on. It may still call

@@ -36,6 +36,10 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Streams a peer may have open at once.
 pub const STREAMS_MAX: usize = 1_024;
 
+/// Streams that may be opened before the peer has said how many it takes: the least that RFC 9113 6.5.2
+/// recommends.
+pub const PEER_STREAMS_MAX: usize = 100;
+
 /// Consumed bytes are given back when they amount to this much: one frame for 32 KiB.
 const CREDIT_BYTES: u32 = STREAM_WINDOW_BYTES / 2;
 
@@ -152,7 +156,7 @@ impl Connection {
             receive_credit: i64::from(RFC_WINDOW_BYTES + CONNECTION_WINDOW_BYTES),
             owed: 0,
             peer_window: i64::from(RFC_WINDOW_BYTES),
-            peer_streams_max: 100,
+            peer_streams_max: PEER_STREAMS_MAX,
             peer_has_left: false,
             we_have_left: false,
             data: None,

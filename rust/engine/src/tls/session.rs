@@ -84,9 +84,14 @@ impl Tls {
 
     fn open(&mut self, mut bytes: &[u8], input: &mut Input) -> Result<(), TlsFailure> {
         while !bytes.is_empty() {
-            self.connection
+            let taken = self
+                .connection
                 .read_tls(&mut bytes)
                 .map_err(|_| TlsFailure("tls.read"))?;
+            // rustls takes nothing more once the peer has said that it is done.
+            if taken == 0 {
+                return Err(TlsFailure("tls.data_after_close"));
+            }
             let state = self
                 .connection
                 .process_new_packets()

@@ -218,3 +218,37 @@ fn the_call_under_way_ends_well_and_none_follows_when_the_application_leaves() {
     let refused = b"HTTP/1.1 503 ";
     assert_eq!(mesh.read(&mut client, refused.len()), refused);
 }
+
+#[test]
+fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successor() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let request = b"POST /a HTTP/1.1\r\nHost: c\r\nContent-Length: 0\r\n\r\n";
+    let mut early = TcpStream::connect(mesh.near.address).unwrap();
+    early.write_all(request).unwrap();
+    // Only the caller's proxy runs: the handshake cannot get on.
+    mesh.near
+        .until("it waits for the leg", |worker| worker.upstreams.len() == 1);
+    // As a timeout of its route would.
+    let (exchange_id, _) = mesh.near.worker.exchanges.iter().next().unwrap();
+    mesh.near.worker.fail(exchange_id, Failure::Drained);
+    assert!(mesh.near.worker.upstreams.is_empty());
+    let mut later = TcpStream::connect(mesh.near.address).unwrap();
+    later.write_all(request).unwrap();
+    mesh.near
+        .until("its successor waits", |worker| worker.upstreams.len() == 1);
+
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    served.write_all(answer).unwrap();
+    assert_eq!(mesh.read(&mut later, answer.len()), answer);
+    let mut head = [0; 4_000];
+    let length = served.read(&mut head).unwrap();
+    let sent = String::from_utf8_lossy(&head[..length]).into_owned();
+    assert_eq!(sent.matches("POST /a").count(), 1, "{sent}");
+    application.set_nonblocking(true).unwrap();
+    assert!(application.accept().is_err(), "one call, one connection");
+}
