@@ -188,28 +188,16 @@ class AgentPost:
             agent.send({"type": "serving"})
 
     def _on_snapshot(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
-        generation = message.get("generation")
-        if len(fds) != 1 or type(generation) is not int:
-            channel.close_all(fds)
-            raise channel.ChannelError("a snapshot is a generation and one descriptor")
-        if generation <= self.holdings.generation:
-            channel.close_all(fds)
-            say(f"snapshot {generation} is not newer than {self.holdings.generation}: dropped")
-            return
-        self.holdings.replace_snapshot(generation, fds[0])
-        self.fleet.broadcast({"type": "snapshot", "generation": generation}, fds[0])
+        generation = _newer("a snapshot", "generation", message, fds, self.holdings.generation)
+        if generation is not None:
+            self.holdings.replace_snapshot(generation, fds[0])
+            self.fleet.broadcast({"type": "snapshot", "generation": generation}, fds[0])
 
     def _on_identity(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
-        serial = message.get("serial")
-        if len(fds) != 1 or type(serial) is not int:
-            channel.close_all(fds)
-            raise channel.ChannelError("an identity is a serial and one descriptor")
-        if serial <= self.holdings.identity_serial:
-            channel.close_all(fds)
-            say(f"identity {serial} is not newer than {self.holdings.identity_serial}: dropped")
-            return
-        self.holdings.replace_identity(serial, fds[0])
-        self.fleet.broadcast({"type": "identity", "serial": serial}, fds[0])
+        serial = _newer("an identity", "serial", message, fds, self.holdings.identity_serial)
+        if serial is not None:
+            self.holdings.replace_identity(serial, fds[0])
+            self.fleet.broadcast({"type": "identity", "serial": serial}, fds[0])
 
     def _on_meshed(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)
@@ -254,3 +242,21 @@ class AgentPost:
         say(f"listening on {listener.address} ({name})")
         self.fleet.broadcast({"type": "listener", "name": name}, listener.fd)
         return None
+
+
+def _newer(
+    what: str, number_name: str, message: dict[str, Any], fds: list[int], held: int
+) -> int | None:
+    """Return the number of what came with one descriptor; None, all closed, when it is not newer.
+
+    Raises ChannelError, all closed, for anything else.
+    """
+    number = message.get(number_name)
+    if len(fds) != 1 or type(number) is not int:
+        channel.close_all(fds)
+        raise channel.ChannelError(f"{what} is a {number_name} and one descriptor")
+    if number <= held:
+        channel.close_all(fds)
+        say(f"{what.partition(' ')[2]} {number} is not newer than {held}: dropped")
+        return None
+    return number

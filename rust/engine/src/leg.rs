@@ -316,13 +316,8 @@ impl Worker {
         let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
         self.timers.arm(Key::Leg(leg_id), deadline_ms);
         // The peers' proxies that had not been heard when we began to leave learn it now.
-        let leaves = self.is_draining() || self.inbound != worker::Inbound::Open;
-        let leg = &mut self.legs[leg_id];
-        if leaves
-            && leg.role == Role::Server
-            && let Some(connection) = &mut leg.connection
-        {
-            connection.go_away(ErrorCode::NoError, leg.session.output.tail());
+        if self.takes_no_calls() {
+            self.leave_leg_of_caller(leg_id);
         }
         for upstream_id in waiting {
             let waits = |it: &Upstream| it.session.stream.leg() == Some((leg_id, 0));
@@ -384,9 +379,7 @@ impl Worker {
 
     /// A caller's proxy has opened a stream: a downstream session like one that was accepted.
     fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
-        let refuses = self.is_draining()
-            || self.inbound != worker::Inbound::Open
-            || self.downstreams.len() >= self.connections_max;
+        let refuses = self.takes_no_calls() || self.downstreams.len() >= self.connections_max;
         let leg = &mut self.legs[leg_id];
         let caller = leg
             .identity
@@ -559,15 +552,25 @@ impl Worker {
 
     /// Tells the callers' proxies that no further stream is taken.
     pub(crate) fn leave_legs(&mut self) {
-        let accepted = self.legs.iter().filter(|(_, leg)| leg.role == Role::Server);
-        let ids: Vec<usize> = accepted.map(|(leg_id, _)| leg_id).collect();
+        let ids: Vec<usize> = self.legs.iter().map(|(leg_id, _)| leg_id).collect();
         for leg_id in ids {
-            let leg = &mut self.legs[leg_id];
-            if let Some(connection) = &mut leg.connection {
-                connection.go_away(ErrorCode::NoError, leg.session.output.tail());
-                self.dirty(Key::Leg(leg_id));
-            }
+            self.leave_leg_of_caller(leg_id);
         }
+    }
+
+    fn leave_leg_of_caller(&mut self, leg_id: usize) {
+        let leg = &mut self.legs[leg_id];
+        if leg.role == Role::Server
+            && let Some(connection) = &mut leg.connection
+        {
+            connection.go_away(ErrorCode::NoError, leg.session.output.tail());
+            self.dirty(Key::Leg(leg_id));
+        }
+    }
+
+    /// Whether calls for the application are refused: it ends, or this worker does.
+    fn takes_no_calls(&self) -> bool {
+        self.is_draining() || self.inbound != worker::Inbound::Open
     }
 
     /// Ends a leg; every session on it learns of it.
