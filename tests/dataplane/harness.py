@@ -30,6 +30,41 @@ DEADLINE_S = 20.0
 
 MESHFAST = Path(sys.executable).with_name("meshfast")
 
+POOL = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  servers:
+    - port: {{number: {port}, name: {protocol}, protocol: {kind}}}
+      bind: 127.0.0.1
+      hosts: ["*"]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: pool}}
+spec:
+  hosts: ["*"]
+  gateways: [edge]
+  {protocol}:
+    - route: [{{destination: {{host: pool}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: pool}}
+spec:
+  hosts: [pool]
+  ports: [{{number: 80, name: {protocol}, protocol: {kind}}}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  endpoints: [{endpoints}]
+"""
+
+
+def pool(port: int, endpoints: str, protocol: str = "http") -> str:
+    """Return the resources of a gateway in front of the endpoints; `protocol` is http or tcp."""
+    return POOL.format(port=port, endpoints=endpoints, protocol=protocol, kind=protocol.upper())
+
 
 def wait_for(what: str, condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:
     """Return the condition's first true value, or fail telling what was waited for."""

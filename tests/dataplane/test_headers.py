@@ -20,6 +20,7 @@ from tests.dataplane.harness import (
     echo_origin,
     forwarding,
     free_port,
+    pool,
 )
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -338,44 +339,13 @@ def test_an_upstream_that_breaks_its_framing_is_not_one_that_left(tmp_path: Path
         assert proxy.rejected(record["response_code_details"]) == 1
 
 
-TCP = """\
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  servers:
-    - port: {{number: {port}, name: tcp, protocol: TCP}}
-      bind: 127.0.0.1
-      hosts: ["*"]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: pool}}
-spec:
-  hosts: ["*"]
-  gateways: [edge]
-  tcp:
-    - route: [{{destination: {{host: pool}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: pool}}
-spec:
-  hosts: [pool]
-  ports: [{{number: 80, name: tcp, protocol: TCP}}]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  endpoints: [{endpoints}]
-"""
-
-
 def test_a_tcp_session_that_found_an_endpoint_failed_at_nothing(tmp_path: Path) -> None:
     port = free_port()
     with echo_origin("good") as good:
         ports = [*[free_port() for _ in range(6)], good.port]
         endpoints = ", ".join(f"{{address: 127.0.0.1, ports: {{tcp: {one}}}}}" for one in ports)
         config = tmp_path / "mesh.yaml"
-        config.write_text(TCP.format(port=port, endpoints=endpoints))
+        config.write_text(pool(port, endpoints, "tcp"))
         with Proxy(["-c", str(config)], tmp_path, workers=1) as proxy:
             for _ in range(3):
                 with Client(port) as client:

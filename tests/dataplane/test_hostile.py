@@ -20,38 +20,9 @@ from tests.dataplane.harness import (
     echo_origin,
     forwarding,
     free_port,
+    pool,
     wait_for,
 )
-
-POOL = """\
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  servers:
-    - port: {{number: {port}, name: http, protocol: HTTP}}
-      bind: 127.0.0.1
-      hosts: ["*"]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: pool}}
-spec:
-  hosts: ["*"]
-  gateways: [edge]
-  http:
-    - route: [{{destination: {{host: pool}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: pool}}
-spec:
-  hosts: [pool]
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  endpoints: [{endpoints}]
-"""
 
 
 def is_worker(pid: int) -> bool:
@@ -121,7 +92,7 @@ def test_one_good_endpoint_among_refusing_ones_answers_everything(tmp_path: Path
         ports = [*refusing, good.port]
         endpoints = ", ".join(f"{{address: 127.0.0.1, ports: {{http: {one}}}}}" for one in ports)
         config = tmp_path / "mesh.yaml"
-        config.write_text(POOL.format(port=port, endpoints=endpoints))
+        config.write_text(pool(port, endpoints))
         with Proxy(["-c", str(config)], tmp_path, workers=2):
             outcomes: Counter[int] = Counter()
             clients = [Client(port) for _ in range(8)]
