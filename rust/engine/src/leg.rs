@@ -16,7 +16,7 @@
 //!    stops the writer at the other and nobody else.
 //! 3. When a leg fails, every session on it is told by its own `io.broken`, in the same turn.
 //!
-//! Tests: `tests/mesh`; the protocol in `rust/wire/tests/wire/mux.rs`.
+//! Tests: `worker/tests/legs.rs`, `tests/mesh`; the protocol in `rust/wire/tests/wire/mux.rs`.
 
 use std::rc::Rc;
 

@@ -241,6 +241,11 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
     mesh.until("it is at the application", |_, far| {
         far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
     });
+    assert_eq!(
+        mesh.far.worker.downstreams.len(),
+        1,
+        "one stream for one call"
+    );
     let (mut served, _) = application.accept().unwrap();
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     served.write_all(answer).unwrap();
@@ -249,6 +254,9 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
     let length = served.read(&mut head).unwrap();
     let sent = String::from_utf8_lossy(&head[..length]).into_owned();
     assert_eq!(sent.matches("POST /a").count(), 1, "{sent}");
+    mesh.until("nothing is left of either", |near, far| {
+        near.upstreams.is_empty() && far.downstreams.is_empty()
+    });
     application.set_nonblocking(true).unwrap();
     assert!(application.accept().is_err(), "one call, one connection");
 }
