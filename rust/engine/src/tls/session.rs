@@ -207,6 +207,15 @@ mod tests {
         server: &Rc<Identity>,
         step: usize,
     ) -> Result<(), TlsFailure> {
+        joined(client, expected, server, step).map(|_| ())
+    }
+
+    fn joined(
+        client: &Rc<Identity>,
+        expected: &str,
+        server: &Rc<Identity>,
+        step: usize,
+    ) -> Result<(End, End), TlsFailure> {
         let tls = Tls::client(client, expected)?;
         let mut near = End {
             tls,
@@ -228,7 +237,7 @@ mod tests {
         assert_eq!(near.tls.seal(b"question"), 8);
         carry(&mut near, &mut far, step)?;
         assert_eq!(far.input.as_slice(), b"question");
-        Ok(())
+        Ok((near, far))
     }
 
     #[test]
@@ -276,6 +285,17 @@ mod tests {
         let name = foreign.name.clone();
         let refusal = meet(&order, &name, &foreign, usize::MAX).unwrap_err();
         assert_eq!(refusal, TlsFailure("tls.peer_identity"));
+    }
+
+    #[test]
+    fn refuses_bytes_behind_the_peers_last_record() {
+        let authority = Authority::new();
+        let (order, payment) = (authority.identity(ORDER), authority.identity(PAYMENT));
+        let (mut near, mut far) = joined(&order, PAYMENT, &payment, usize::MAX).unwrap();
+        near.tls.close_notify();
+        carry(&mut near, &mut far, usize::MAX).unwrap();
+        let refusal = far.tls.receive(b"more", &mut far.input).unwrap_err();
+        assert_eq!(refusal, TlsFailure("tls.data_after_close"));
     }
 
     #[test]
