@@ -13,6 +13,7 @@ import hashlib
 import http.server
 import ipaddress
 import json
+import os
 import re
 import shutil
 import socket
@@ -155,19 +156,24 @@ def caller_program(client: str, folder: Path) -> list[str]:
     return [sys.executable, str(PROGRAMS / f"call_{client}.py")]
 
 
+def http_service(mesh: Fixture) -> Sidecar:
+    """Start the service that all of them call."""
+    port = free_port()
+    command = [sys.executable, str(PROGRAMS / "http_service.py"), str(port)]
+    return mesh.serve("payment", app_port=port, command=command)
+
+
 @pytest.mark.parametrize("client", ["curl", "requests", "httpx", "go"])
 def test_a_client_that_reads_proxy_variables_calls_through_the_mesh(
     mesh: Fixture, outside: tuple[str, Path], client: str
 ) -> None:
     url, authority = outside
     program = caller_program(client, mesh.folder)
-    port = free_port()
-    command = [sys.executable, str(PROGRAMS / "http_service.py"), str(port)]
-    payment = mesh.serve("payment", app_port=port, command=command)
+    payment = http_service(mesh)
     access = mesh.folder / "access.log"
     job = mesh.job(
         "caller", "--access-log", str(access), service="order",
-        command=[*program, f"http://payment:{port}", url, str(authority)],
+        command=[*program, f"http://payment:{payment.port}", url, str(authority)],
     )  # fmt: skip
     facts = json.loads(job.succeeded())
 
@@ -210,6 +216,11 @@ def checked(mesh: Fixture) -> tuple[int, list[dict[str, str]]]:
     return done.returncode, json.loads(done.stdout)["findings"]
 
 
+def only_here(name: str) -> str:
+    """A name of an instance that no other mesh on this host has; `check` looks at all processes."""
+    return f"{name}-{os.getpid()}"
+
+
 def named(mesh: Fixture, instance: str) -> dict[str, str]:
     """Wait until something of an instance is found, and return the only finding."""
     found: list[dict[str, str]] = []
@@ -228,9 +239,9 @@ def named(mesh: Fixture, instance: str) -> dict[str, str]:
 def test_check_names_the_process_and_where_it_is_connected_beside_the_sidecar(
     mesh: Fixture,
 ) -> None:
-    payment = mesh.serve("payment")
+    payment = mesh.serve("payment", name=only_here("payment"))
     good = mesh.job(
-        "good",
+        only_here("good"),
         command=[sys.executable, "-c", KEEPS_A_SESSION, f"http://payment:{payment.port}/"],
     )
     wait_until(lambda: "called" in good.output, f"it holds its connection:\n{good.text}")
@@ -238,22 +249,24 @@ def test_check_names_the_process_and_where_it_is_connected_beside_the_sidecar(
 
     with socket.create_server((beyond_loopback(), 0)) as server:
         host, port = server.getsockname()
-        bad = mesh.job("bad", command=[sys.executable, "-c", HOLDS_A_CONNECTION, host, str(port)])
-        finding = named(mesh, "bad")
+        command = [sys.executable, "-c", HOLDS_A_CONNECTION, host, str(port)]
+        bad = mesh.job(only_here("bad"), command=command)
+        finding = named(mesh, bad.name)
         pid = re.findall(r"started .* \(pid (\d+)\)", bad.text)[-1]
         assert finding["kind"] == "direct-connection"
         assert re.fullmatch(rf"pid {pid} \(python.*\)", finding["subject"])
         assert finding["message"] == f"is connected directly to {host}:{port}"
-        assert {one["instance"] for one in checked(mesh)[1]} == {"bad"}
+        assert {one["instance"] for one in checked(mesh)[1]} == {bad.name}
 
 
 def test_check_names_a_client_that_calls_a_neighbour_on_loopback(mesh: Fixture) -> None:
-    payment = mesh.serve("payment")
+    payment = mesh.serve("payment", name=only_here("payment"))
     where = ("127.0.0.1", str(payment.port))
-    mesh.job("beside", command=[sys.executable, "-c", HOLDS_A_CONNECTION, *where])
-    finding = named(mesh, "beside")
+    command = [sys.executable, "-c", HOLDS_A_CONNECTION, *where]
+    finding = named(mesh, mesh.job(only_here("bad"), command=command).name)
     assert finding["kind"] == "direct-connection"
-    assert finding["message"] == f"is connected directly to 127.0.0.1:{payment.port}, payment-v1"
+    there = f"127.0.0.1:{payment.port} (the application of {payment.name})"
+    assert finding["message"] == f"is connected directly to {there}"
 
 
 def test_check_does_not_name_a_database_client_that_uses_its_upstream(mesh: Fixture) -> None:
@@ -261,18 +274,22 @@ def test_check_does_not_name_a_database_client_that_uses_its_upstream(mesh: Fixt
         pytest.skip("no Redis here")
     port, local = free_port(), free_port()
     server = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    mesh.serve("cache", "--protocol", "tcp", app_port=port, command=server)
-    client = ["redis-cli", "-h", "127.0.0.1", "SUBSCRIBE", "news"]
-    good = mesh.job(
-        "good", "--upstream", f"cache=127.0.0.1:{local}", command=[*client[:1], "-p", str(local),
-                                                                   *client[1:]],
-    )  # fmt: skip
+    name = only_here("cache")
+    mesh.serve("cache", "--protocol", "tcp", app_port=port, command=server, name=name)
+
+    def subscriber(port: int) -> list[str]:
+        return ["redis-cli", "-h", "127.0.0.1", "-p", str(port), "SUBSCRIBE", "news"]
+
+    upstream = ("--upstream", f"cache=127.0.0.1:{local}")
+    good = mesh.job(only_here("good"), *upstream, command=subscriber(local))
     wait_until(lambda: "subscribe" in good.output, f"it is connected:\n{good.text}")
     assert checked(mesh) == (0, [])
-    mesh.job("bad", command=[*client[:1], "-p", str(port), *client[1:]])
+    bad = mesh.job(only_here("bad"), command=subscriber(port))
     wait_until(
-        lambda: {(one["instance"], one["kind"]) for one in checked(mesh)[1]}
-        == {("bad", "ignores-proxies"), ("bad", "direct-connection")},
+        lambda: (
+            {(one["instance"], one["kind"]) for one in checked(mesh)[1]}
+            == {(bad.name, "ignores-proxies"), (bad.name, "direct-connection")}
+        ),
         "the other one is named",
     )
 
@@ -318,7 +335,7 @@ def test_certificates_are_renewed_at_500_requests_a_second_without_a_failure(
         pytest.skip("no h2load here")
     mesh = Fixture(tmp_path, cert_ttl_s=LIFE_S)
     try:
-        payment = mesh.serve("payment")
+        payment = http_service(mesh)
         order = mesh.run("order")
         url = f"http://payment:{payment.port}/"
         until_reached(order, url)
@@ -329,7 +346,7 @@ def test_certificates_are_renewed_at_500_requests_a_second_without_a_failure(
         loads = [Load(order, url, RATE // 2), Load(order, url, RATE // 2, f"--data={body}")]
         counted: list[dict[str, Any]] = [one.counts() for one in loads]
         after = [renewals(one) for one in (payment, order)]
-        assert all(then - now >= 2 for now, then in zip(before, after, strict=True))
+        assert all(late - early >= 2 for early, late in zip(before, after, strict=True))
         for one in counted:
             assert (one["failed"], one["errored"], one["timeout"]) == (0, 0, 0), counted
             assert one["answered"] == one["done"], counted

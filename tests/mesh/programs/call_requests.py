@@ -30,7 +30,7 @@ def main(service: str, outside: str, authority: str) -> None:
         for _ in range(CALLS):
             session.get(f"{service}/hello").raise_for_status()
         proxies = session.adapters["http://"].proxy_manager.values()  # type: ignore[attr-defined]
-        pools = [proxy.pools[key] for proxy in proxies for key in proxy.pools.keys()]
+        pools = [proxy.pools[key] for proxy in proxies for key in proxy.pools.keys()]  # noqa: SIM118
         facts["connections"] = sum(pool.num_connections for pool in pools)
         facts["outside"] = session.get(outside, verify=authority).text
     print(json.dumps(facts))
