@@ -349,7 +349,8 @@ def test_certificates_are_renewed_at_500_requests_a_second_without_a_failure(
         assert all(late - early >= 2 for early, late in zip(before, after, strict=True))
         for one in counted:
             assert (one["failed"], one["errored"], one["timeout"]) == (0, 0, 0), counted
-            assert one["answered"] == one["done"], counted
+            # Those that the end cut off have been answered or not, and nothing else.
+            assert one["done"] <= one["answered"] <= one["started"], counted
         done = sum(one["done"] for one in counted)
         assert done >= 0.9 * RATE * LOAD_S, f"{done / LOAD_S} requests a second: {counted}"
         print(f"{done / LOAD_S:.0f} requests a second")
