@@ -18,6 +18,7 @@ HEAD = (
     "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode"
 )
 LOOPBACK, ANY, REMOTE = "0100007F", "00000000", "0500000A"  # 127.0.0.1, 0.0.0.0, 10.0.0.5
+MAPPED = "0000000000000000FFFF0000"  # before an IPv4 address: as an IPv6 socket shows it
 PROXY = "http://payment:secret@127.0.0.1:15001"
 
 
@@ -51,18 +52,20 @@ class Host:
             "outbound": "127.0.0.1:15001",
             "inbound": "0.0.0.0:15006",
             "metrics": metrics,
+            "upstreams": ["127.0.0.1:5433", "0.0.0.0:6380", "[::1]:5434"],
         }
         (self.state / "running").write_text(json.dumps(running))
-        self.lines: list[str] = []
         self.connection(LOOPBACK, 8080, ANY, 0, "0A", 1)
 
     def connection(
         self, local: str, port: int, remote: str, remote_port: int, state: str, inode: int
     ) -> None:
         ends = f"{local}:{port:04X} {remote}:{remote_port:04X}"
-        self.lines.append(f"   0: {ends} {state} 0:0 0:0 0 0 0 {inode} 1")
-        text = "\n".join([HEAD, *self.lines]) + "\n"
-        (self.proc / "net" / "tcp").write_text(text)
+        for name, is_of_it in (("tcp", len(local) == 8), ("tcp6", len(local) == 32)):
+            if is_of_it:
+                path = self.proc / "net" / name
+                known = path.read_text() if path.exists() else HEAD + "\n"
+                path.write_text(known + f"   0: {ends} {state} 0:0 0:0 0 0 0 {inode} 1\n")
 
     def process(self, pid: int, program: str, *inodes: int, **changes: str | None) -> None:
         folder = self.proc / str(pid)
@@ -80,7 +83,8 @@ class Host:
             os.symlink(f"socket:[{inode}]", folder / "fd" / str(number))
 
     def found(self) -> list[tuple[str, str]]:
-        findings = check.findings_of("payment-8080", self.state, self.proc)
+        neighbours = {8080: "payment-8080", 9090: "order-9090"}
+        findings = check.findings_of("payment-8080", self.state, self.proc, neighbours)
         return [(one.kind, one.subject) for one in findings]
 
 
@@ -149,6 +153,41 @@ def test_programs_that_ignore_proxies_are_named_with_what_to_do(host: Host, prog
     host.process(10, program)
     assert host.found() == [("ignores-proxies", f"pid 10 ({program})")]
     assert "--upstream" in check.IGNORE_PROXIES[program]
+
+
+@pytest.mark.parametrize(
+    ("remote", "port"),
+    [
+        (LOOPBACK, 15001),
+        (LOOPBACK, 5433),
+        (LOOPBACK, 6380),
+        (REMOTE, 6380),  # a wildcard listens there as well, if the address is the host's
+        (MAPPED + LOOPBACK, 5433),
+        ("00000000000000000000000001000000", 5434),
+    ],
+)
+def test_a_program_that_is_connected_to_the_sidecar_does_not_ignore_it(
+    host: Host, remote: str, port: int
+) -> None:
+    host.process(10, "psql", 2)
+    host.connection(remote, 40000, remote, port, "01", 2)
+    assert host.found() == []
+
+
+def test_a_connection_to_the_application_of_a_neighbour_is_named(host: Host) -> None:
+    host.process(10, "python", 2, 3)
+    host.connection(LOOPBACK, 40000, LOOPBACK, 9090, "01", 2)
+    host.connection(LOOPBACK, 40001, LOOPBACK, 9091, "01", 3)  # nobody's in the mesh
+    (finding,) = check.findings_of("payment-8080", host.state, host.proc, {9090: "order-9090"})
+    assert finding.message == (
+        "is connected directly to 127.0.0.1:9090 (the application of order-9090)"
+    )
+
+
+def test_a_connection_to_its_own_application_is_no_bypass(host: Host) -> None:
+    host.process(10, "python", 2)
+    host.connection(LOOPBACK, 40000, LOOPBACK, 8080, "01", 2)
+    assert host.found() == []
 
 
 def test_node_that_was_told_to_use_the_proxy_is_not_named(host: Host) -> None:

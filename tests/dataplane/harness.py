@@ -218,6 +218,7 @@ class Origin:
         self.script = script
         self.accepted = 0
         self.heads: list[bytes] = []
+        self.trailers: list[list[bytes]] = []
         self.errors: list[BaseException] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -247,7 +248,9 @@ class Origin:
         self.heads.append(head)
         fields = Response.of_head(b"HTTP/1.1 200 -\r\n" + head.split(b"\r\n", 1)[1])
         if fields.header("transfer-encoding") or fields.header("content-length"):
-            return head, client._body(fields, "POST")
+            body = client._body(fields, "POST")
+            self.trailers.append(fields.trailers)
+            return head, body
         return head, b""
 
     def close(self) -> None:

@@ -1,20 +1,22 @@
 """Bad HTTP/1 input at a whole proxy: the right answer, a close, a counter, nothing forwarded.
 
-The rows are A1 to B20 of the threat list, as far as a caller can cause them; the codec's own tests
-(rust/wire/tests) have every one of them. Here each input is sent whole, byte by byte, and cut in
-two at every place: the answer must be the same, the origin must see nothing of a refused request,
-and a good request on another connection must be served in between.
+The rows are A1 to B20 of the threat list; the codec's own tests (rust/wire/tests) have them too.
+Here every input, of a caller or of an origin, is sent whole and cut at every place (cuts.py): the
+answer must be the same, the origin must see nothing of a refused request, and a good request on
+another connection must be served.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.dataplane.harness import Client, Origin, Proxy, echo_origin, forwarding
+from tests.dataplane.cuts import AT_ONCE, every_way
+from tests.dataplane.harness import Client, Origin, Proxy, echo_origin, forwarding, wait_for
 
 HOST = b"Host: a\r\n"
 
@@ -133,16 +135,24 @@ def guarded(
             yield proxy, port, origin
 
 
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A port before an origin of its own, which may see heads of requests that are refused."""
+    with echo_origin() as origin:
+        with forwarding(origin, tmp_path_factory.mktemp("broken")) as (_, port):
+            yield port
+
+
 def good_request(port: int) -> None:
     with Client(port) as client:
         client.send(b"GET /good HTTP/1.1\r\n" + HOST + b"\r\n")
         assert client.response().status == 200
 
 
-def answers_and_closes(client: Client, status: int) -> None:
+def answers_and_closes(client: Client, status: int, what: str) -> None:
     response = client.response()
-    assert response.status == status
-    assert response.header("connection") == "close"
+    assert response.status == status, what
+    assert response.header("connection") == "close", what
     client.socket.settimeout(5)
     assert client.is_closed()
 
@@ -153,26 +163,8 @@ def answers_and_closes(client: Client, status: int) -> None:
 def test_refused(guarded: tuple[Proxy, int, Origin], row: str, data: bytes, status: int) -> None:
     _, port, origin = guarded
     seen = len(origin.heads)
-    with Client(port) as client:
-        client.send(data)
-        answers_and_closes(client, status)
-    with Client(port) as client:
-        for place in range(len(data)):
-            try:
-                client.send(data[place : place + 1])
-            except ConnectionError:
-                break  # answered and closed before the rest
-        answers_and_closes(client, status)
-    for place in range(1, len(data)):
-        with Client(port) as client:
-            client.send(data[:place])
-            time.sleep(0.0005)
-            try:
-                client.send(data[place:])
-            except ConnectionError:
-                assert place > 1
-            response = client.response()
-            assert response.status == status, f"{row} cut at {place}"
+    for how, client in every_way(port, data):
+        answers_and_closes(client, status, f"{row} {how}")
     assert len(origin.heads) == seen, "nothing of it is forwarded"
     good_request(port)
 
@@ -180,24 +172,12 @@ def test_refused(guarded: tuple[Proxy, int, Origin], row: str, data: bytes, stat
 @pytest.mark.parametrize(
     ("row", "body"), BROKEN_BODIES, ids=[f"{n}-{row[0]}" for n, row in enumerate(BROKEN_BODIES)]
 )
-def test_broken_body(guarded: tuple[Proxy, int, Origin], row: str, body: bytes) -> None:
-    _, port, _ = guarded
-    data = post(CHUNKED, body=body)
-    start = data.index(b"\r\n\r\n") + 4
-    cuts = range(start, len(data)) if len(data) < 1000 else (start, start + 5_000)
-    for place in (len(data), *cuts):
-        with Client(port) as client:
-            client.send(data[:place])
-            if place < len(data):
-                time.sleep(0.0005)
-                try:
-                    client.send(data[place:])
-                except ConnectionError:
-                    assert place > start
-            assert client.response().status == 400, f"{row} cut at {place}"
-            client.socket.settimeout(5)
-            assert client.is_closed()
-    good_request(port)
+def test_broken_body(broken_off: int, row: str, body: bytes) -> None:
+    for how, client in every_way(broken_off, post(CHUNKED, body=body)):
+        assert client.response().status == 400, f"{row} {how}"
+        client.socket.settimeout(5)
+        assert client.is_closed()
+    good_request(broken_off)
 
 
 @pytest.mark.parametrize(
@@ -214,10 +194,8 @@ def test_broken_body(guarded: tuple[Proxy, int, Origin], row: str, body: bytes) 
 def test_too_large(guarded: tuple[Proxy, int, Origin], row: str, data: bytes, status: int) -> None:
     _, port, origin = guarded
     seen = len(origin.heads)
-    with Client(port) as client:
-        with contextlib.suppress(ConnectionError):  # answered before everything was sent
-            client.send(data)
-        assert client.response().status == status, row
+    for how, client in every_way(port, data):
+        assert client.response().status == status, f"{row} {how}"
     assert len(origin.heads) == seen
     good_request(port)
 
@@ -236,9 +214,8 @@ def test_answered_here(
 ) -> None:
     _, port, origin = guarded
     seen = len(origin.heads)
-    with Client(port) as client:
-        client.send(data)
-        assert client.response().status == status, row
+    for how, client in every_way(port, data):
+        assert client.response().status == status, f"{row} {how}"
     assert len(origin.heads) == seen
 
 
@@ -248,7 +225,7 @@ def test_every_refusal_has_a_record_and_a_counter(guarded: tuple[Proxy, int, Ori
     records = len(proxy.records(1))
     with Client(port) as client:
         client.send(post(b"Content-Length: 5", b"Content-Length: 6", body=b"hello"))
-        answers_and_closes(client, 400)
+        answers_and_closes(client, 400, "A2")
     assert proxy.rejected("http1.content_length_duplicate") == before + 1
     record = proxy.records(records + 1)[-1]
     assert record["response_flags"] == "DPE"
@@ -257,68 +234,150 @@ def test_every_refusal_has_a_record_and_a_counter(guarded: tuple[Proxy, int, Ori
 
 def test_b3_an_absolute_target_wins_over_host(guarded: tuple[Proxy, int, Origin]) -> None:
     _, port, _ = guarded
-    with Client(port) as client:
-        client.send(b"GET http://target/x HTTP/1.1\r\nHost: other\r\n\r\n")
+    for how, client in every_way(port, b"GET http://target/x HTTP/1.1\r\nHost: other\r\n\r\n"):
         body = client.response().body
-    assert b"GET /x HTTP/1.1\r\n" in body
-    assert b"Host: target\r\n" in body
-    assert b"other" not in body
+        assert b"GET /x HTTP/1.1\r\n" in body, how
+        assert b"Host: target\r\n" in body, how
+        assert b"other" not in body, how
 
 
 def test_a21_forbidden_trailers_are_dropped(guarded: tuple[Proxy, int, Origin]) -> None:
     _, port, origin = guarded
-    with Client(port) as client:
-        client.send(post(CHUNKED, body=b"0\r\nContent-Length: 9\r\nHost: evil\r\nX-Sum: 1\r\n\r\n"))
-        assert client.response().status == 200
-    assert b"evil" not in origin.heads[-1]
+    seen = len(origin.trailers)
+    trailers = b"0\r\nContent-Length: 9\r\nHost: evil\r\nAuthorization: evil\r\nX-Sum: 1\r\n\r\n"
+    for how, client in every_way(port, post(CHUNKED, body=trailers)):
+        assert client.response().status == 200, how
+    assert {tuple(lines) for lines in origin.trailers[seen:]} == {(b"X-Sum: 1",)}
+
+
+def test_a21_trailers_beyond_the_limits_of_a_head_are_refused(broken_off: int) -> None:
+    trailers = b"".join(b"X-%d: 1\r\n" % number for number in range(101))
+    for how, client in every_way(broken_off, post(CHUNKED, body=b"0\r\n" + trailers + b"\r\n")):
+        answers_and_closes(client, 431, how)
 
 
 def test_a23_a_get_with_a_body_does_not_hide_a_request(guarded: tuple[Proxy, int, Origin]) -> None:
     _, port, origin = guarded
     seen = len(origin.heads)
-    with Client(port) as client:
-        hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
-        client.send(get(b"Content-Length: %d" % len(hidden)) + hidden + get())
-        assert b"GET / HTTP" in client.response().body
-        assert b"GET / HTTP" in client.response().body
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+    both = get(b"Content-Length: %d" % len(hidden)) + hidden + get()
+    for how, client in every_way(port, both):
+        assert b"GET / HTTP" in client.response().body, how
+        assert b"GET / HTTP" in client.response().body, how
     heads = origin.heads[seen:]
-    assert len(heads) == 2
+    assert len(heads) == 2 * (len(both) + 1), "two of each way"
     assert not [head for head in heads if head.startswith(b"GET /hidden")]
 
 
 def test_a24_nothing_behind_a_close_is_read(guarded: tuple[Proxy, int, Origin]) -> None:
     _, port, origin = guarded
     seen = len(origin.heads)
-    with Client(port) as client:
-        client.send(get(b"Connection: close") + b"garbage GET /x HTTP/1.1\r\n\r\n")
+    data = get(b"Connection: close") + b"garbage GET /x HTTP/1.1\r\n\r\n"
+    for how, client in every_way(port, data):
         response = client.response()
-        assert response.status == 200
-        assert response.header("connection") == "close"
-        assert client.is_closed()
-    assert len(origin.heads) == seen + 1
+        assert response.status == 200, how
+        assert response.header("connection") == "close", how
+        assert client.is_closed(), how
+    assert len(origin.heads) == seen + len(data) + 1, "one of each way"
+
+
+def test_b14_an_overlong_form_is_passed_on_unchanged(guarded: tuple[Proxy, int, Origin]) -> None:
+    _, port, _ = guarded
+    for how, client in every_way(port, b"GET /%c0%ae HTTP/1.1\r\n" + HOST + b"\r\n"):
+        assert b"GET /%c0%ae HTTP/1.1\r\n" in client.response().body, how
+
+
+def test_b18_what_is_expected_leaves_the_framing_alone(guarded: tuple[Proxy, int, Origin]) -> None:
+    _, port, _ = guarded
+    data = post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello") + get()
+    for how, client in every_way(port, data):
+        while (first := client.response()).status == 100:
+            pass
+        assert first.body.endswith(b"hello"), how
+        assert b"GET / HTTP" in client.response().body, how
 
 
 def test_b19_connection_cannot_name_a_protected_header(
     guarded: tuple[Proxy, int, Origin],
 ) -> None:
     _, port, _ = guarded
-    with Client(port) as client:
-        client.send(
-            get(b"Connection: authorization, x-gone", b"Authorization: Basic x", b"X-Gone: 1")
-        )
+    named = get(b"Connection: authorization, x-gone", b"Authorization: Basic x", b"X-Gone: 1")
+    for how, client in every_way(port, named):
         body = client.response().body
-    assert b"Authorization: Basic x" in body
-    assert b"X-Gone" not in body
+        assert b"Authorization: Basic x" in body, how
+        assert b"X-Gone" not in body, how
 
 
 def test_c9_identity_headers_of_callers_are_stripped(guarded: tuple[Proxy, int, Origin]) -> None:
     _, port, _ = guarded
-    with Client(port) as client:
-        client.send(get(b"X-Forwarded-Client-Cert: URI=me", b"x-meshfast-port: 1", b"X-Kept: 1"))
+    claims = get(b"X-Forwarded-Client-Cert: URI=me", b"x-meshfast-port: 1", b"X-Kept: 1")
+    for how, client in every_way(port, claims):
         body = client.response().body.lower()
-    assert b"client-cert" not in body
-    assert b"x-meshfast" not in body
-    assert b"x-kept" in body
+        assert b"client-cert" not in body, how
+        assert b"x-meshfast" not in body, how
+        assert b"x-kept" in body, how
+
+
+@pytest.mark.parametrize(
+    "data",
+    [post(b"Content-Length: 5", body=b"hello"), post(CHUNKED, body=b"5\r\nhello\r\n0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+def test_a22_a_body_that_ends_early_is_complete_for_nobody(tmp_path: Path, data: bytes) -> None:
+    outcomes: list[bool] = []
+
+    def script(client: Client) -> None:
+        try:
+            origin.request(client)
+            outcomes.append(True)
+        except ConnectionError:
+            outcomes.append(False)
+
+    with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port):
+        head = data.index(b"\r\n\r\n") + 4
+        for place in range(1, len(data)):
+            with Client(port) as client:
+                client.send(data[:place])
+                if place >= head:
+                    heads = place - head + 1
+                    wait_for("its head to be passed on", partial(reaches, origin.heads, heads))
+        wait_for("the origin to be told", partial(reaches, outcomes, len(data) - head))
+        assert not any(outcomes)
+
+
+def reaches(counted: Sized, count: int) -> bool:
+    """Whether there are so many by now."""
+    return len(counted) >= count
+
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class CuttingOrigin(Origin):
+    """Answers a request for `/N` with its bytes, cut at place N, and keeps the connection."""
+
+    def __init__(self, answer: bytes) -> None:
+        """Listen."""
+        super().__init__(self._answer)
+        self._bytes = answer
+
+    def _answer(self, client: Client) -> None:
+        while True:
+            head = client.read_until(b"\r\n\r\n")
+            # The proxy has read the first part by then, or this is the uncut answer once more.
+            client.send_split(self._bytes, int(head.split(b" ")[1][1:]))
+
+
+def ask_at_every_place(port: int, answer: bytes) -> Iterator[tuple[int, Client]]:
+    """Ask for every cut of an answer, on many connections at once; yield place and caller."""
+    for start in range(0, len(answer), AT_ONCE):
+        places = range(start, min(start + AT_ONCE, len(answer)))
+        with contextlib.ExitStack() as stack:
+            callers = [(place, stack.enter_context(Client(port))) for place in places]
+            for place, caller in callers:
+                caller.send(b"GET /%d HTTP/1.1\r\n" % place + HOST + b"\r\n")
+            yield from callers
 
 
 @pytest.mark.parametrize(
@@ -327,31 +386,35 @@ def test_c9_identity_headers_of_callers_are_stripped(guarded: tuple[Proxy, int, 
         ("A25", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok"),
         ("A25", b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok"),
         ("A25", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
+        ("A27", INTERIM * 11 + GOOD),
+        ("A27", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
         ("B8", b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok"),
         ("B5", b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 2\r\n\r\nok"),
         ("B9", b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok"),
         ("B4", b"HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 2\r\n\r\nok"),
     ],
-    ids=["both", "plus", "two", "lf", "nul", "version", "colon"],
+    ids=["both", "plus", "two", "interim", "unasked", "lf", "nul", "version", "colon"],
 )
-def test_a_bad_response_is_a_502(
-    tmp_path_factory: pytest.TempPathFactory, row: str, answer: bytes
-) -> None:
-    cut = 0
+def test_a_bad_response_is_a_502(tmp_path: Path, row: str, answer: bytes) -> None:
+    with CuttingOrigin(answer) as origin, forwarding(origin, tmp_path) as (proxy, port):
+        for place, caller in ask_at_every_place(port, answer):
+            response = caller.response()
+            while response.status == 103:
+                response = caller.response()
+            assert response.status == 502, f"{row} cut at {place}"
+        assert {one["response_flags"] for one in proxy.records(len(answer))} == {"UPE"}
+        assert origin.accepted == len(answer), "none of these connections is used again"
 
-    def script(client: Client) -> None:
-        client.read_until(b"\r\n\r\n")
-        if cut:
-            client.send_split(answer, cut)
-        else:
-            client.send(answer)
-        client.rest()
 
-    with Origin(script) as origin:
-        with forwarding(origin, tmp_path_factory.mktemp("bad")) as (proxy, port):
-            for place in range(0, answer.index(b"ok"), 3):
-                cut = place
-                with Client(port) as client:
-                    client.send(get())
-                    assert client.response().status == 502, f"{row} cut at {place}"
-            assert proxy.records(1)[0]["response_flags"] == "UPE"
+@pytest.mark.parametrize("extra", [b"x", GOOD], ids=["bytes", "response"])
+def test_a26_what_comes_behind_a_response_is_nobody_s(tmp_path: Path, extra: bytes) -> None:
+    answer = GOOD + extra
+    with CuttingOrigin(answer) as origin, forwarding(origin, tmp_path) as (_, port):
+        for place, caller in ask_at_every_place(port, answer):
+            response = caller.response()
+            assert (response.status, response.body) == (200, b"ok"), f"cut at {place}"
+            if place == len(GOOD):
+                continue  # the rest may come after a next request was sent, and be its answer
+            caller.send(b"GET /%d HTTP/1.1\r\n" % place + HOST + b"\r\n")
+            assert caller.response().body == b"ok", f"cut at {place}"
+        assert origin.accepted == 2 * len(answer) - 1, "no connection is used again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -229,9 +230,112 @@ class Sidecar:
         self.process.wait(DEADLINE_S)
 
 
+class Job(Sidecar):
+    """`meshfast run` of a client that ends by itself; what it prints is kept apart."""
+
+    def __init__(
+        self,
+        folder: Path,
+        control: MakesTokens,
+        name: str,
+        *options: str,
+        command: list[str],
+        service: str = "app",
+    ) -> None:
+        self.printed = folder / f"{name}.out"
+        into_file = ["sh", "-c", 'exec "$@" > "$0"', str(self.printed), *command]
+        super().__init__(folder, control, service, *options, name=name, command=into_file)
+
+    @property
+    def output(self) -> str:
+        """What the client has printed so far."""
+        return self.printed.read_text() if self.printed.exists() else ""
+
+    def succeeded(self, deadline_s: float = 60.0) -> str:
+        """Wait for its end with code 0 and return what it printed."""
+        assert self.process.wait(deadline_s) == 0, f"{self.text}\n{self.output}"
+        return self.output
+
+
+class Fixture:
+    """A control plane and the sidecars of one test."""
+
+    def __init__(self, folder: Path, **control: Any) -> None:
+        self.folder = folder
+        self.control = Control(folder, **control)
+        self.sidecars: list[Sidecar] = []
+
+    def run(self, service: str, *options: str, **more: Any) -> Sidecar:
+        """Start a service and wait until its application runs."""
+        one = Sidecar(self.folder, self.control, service, *options, **more)
+        self.sidecars.append(one)
+        one.until_started()
+        return one
+
+    def serve(self, service: str, *options: str, **more: Any) -> Sidecar:
+        """Start a service and wait until the mesh knows that it accepts."""
+        one = self.run(service, *options, **more)
+
+        def known() -> bool:
+            workloads = json.dumps(self.control.ask(workloads=True))
+            return one.name in workloads
+
+        wait_until(known, f"{one.name} registered:\n{one.text}")
+        return one
+
+    def job(self, name: str, *options: str, **more: Any) -> Job:
+        """Start a client that ends by itself."""
+        one = Job(self.folder, self.control, name, *options, **more)
+        self.sidecars.append(one)
+        return one
+
+    def close(self) -> None:
+        """End everything."""
+        for one in self.sidecars:
+            one.close()
+        self.control.close()
+
+
+def until_reached(caller: Sidecar, url: str) -> dict[str, Any]:
+    """Call until the first 200: routes arrive a moment after a registration."""
+    answers: list[Any] = []
+
+    def reached() -> bool:
+        answers.append(caller.get(url))
+        return bool(answers[-1][0] == 200)
+
+    wait_until(reached, f"{url} answers: {answers[-1:]}\n{caller.text}")
+    body: dict[str, Any] = answers[-1][1]
+    return body
+
+
+def scrape(sidecar: Sidecar) -> str:
+    """The metrics of a sidecar."""
+    host, _, port = sidecar.address("metrics").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def host_addresses() -> list[str]:
+    """IPv4 addresses of this host."""
+    text = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout
+    return [one for one in text.split() if ":" not in one]
+
+
+def beyond_loopback() -> str:
+    """An address of this host that clients do not take for local, so that they use their proxy."""
+    ours = [one for one in host_addresses() if not one.startswith("127.")]
+    assert ours, "this host has no address beyond loopback"
+    return ours[0]

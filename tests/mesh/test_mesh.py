@@ -1,9 +1,6 @@
 """The whole mesh as a user starts it: `meshfast run`, applications that know nothing, clients."""
 
-import http.client
-import json
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -11,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from meshfast import _core
-from tests.mesh.harness import MESHFAST, Control, Sidecar, free_port, wait_until
+from tests.mesh.harness import Fixture, Sidecar, free_port, scrape, until_reached, wait_until
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_core, "generate_key"), reason="the extension has no mutual TLS yet"
@@ -30,56 +26,11 @@ with urllib.request.urlopen(sys.argv[1], timeout=10) as answer:
 """
 
 
-class Fixture:
-    """A control plane and the sidecars of one test."""
-
-    def __init__(self, folder: Path, **control: Any) -> None:
-        self.folder = folder
-        self.control = Control(folder, **control)
-        self.sidecars: list[Sidecar] = []
-
-    def run(self, service: str, *options: str, **more: Any) -> Sidecar:
-        """Start a service and wait until its application runs."""
-        one = Sidecar(self.folder, self.control, service, *options, **more)
-        self.sidecars.append(one)
-        one.until_started()
-        return one
-
-    def serve(self, service: str, *options: str, **more: Any) -> Sidecar:
-        """Start a service and wait until the mesh knows that it accepts."""
-        one = self.run(service, *options, **more)
-
-        def known() -> bool:
-            workloads = json.dumps(self.control.ask(workloads=True))
-            return one.name in workloads
-
-        wait_until(known, f"{one.name} registered:\n{one.text}")
-        return one
-
-    def close(self) -> None:
-        for one in self.sidecars:
-            one.close()
-        self.control.close()
-
-
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[Fixture]:
     one = Fixture(tmp_path)
     yield one
     one.close()
-
-
-def until_reached(caller: Sidecar, url: str) -> dict[str, Any]:
-    """Call until the first 200: routes arrive a moment after a registration."""
-    answers: list[Any] = []
-
-    def reached() -> bool:
-        answers.append(caller.get(url))
-        return bool(answers[-1][0] == 200)
-
-    wait_until(reached, f"{url} answers: {answers[-1:]}\n{caller.text}")
-    body: dict[str, Any] = answers[-1][1]
-    return body
 
 
 def test_services_call_each_other_by_name_over_mutual_tls(mesh: Fixture) -> None:
@@ -97,22 +48,6 @@ def test_services_call_each_other_by_name_over_mutual_tls(mesh: Fixture) -> None
 def says(sidecar: Sidecar, text: str) -> bool:
     """Tell whether its log holds a text."""
     return text in sidecar.text
-
-
-def has_renewed(sidecar: Sidecar, times: int) -> bool:
-    """Tell whether its certificate has been asked for so often."""
-    return f"meshfast_certificate_requests_total {times}" in scrape(sidecar)
-
-
-def scrape(sidecar: Sidecar) -> str:
-    """The metrics of a sidecar."""
-    host, _, port = sidecar.address("metrics").rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
-    try:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode()
-    finally:
-        connection.close()
 
 
 def test_another_user_of_the_host_cannot_borrow_the_identity(mesh: Fixture) -> None:
@@ -254,21 +189,6 @@ def test_a_killed_control_plane_fails_no_request_and_a_restart_serves_within_two
     assert calls.counted.keys() == {"200"}, calls.counted
 
 
-def test_certificates_are_renewed_under_load_without_a_failed_request(tmp_path: Path) -> None:
-    mesh = Fixture(tmp_path, cert_ttl_s=10)
-    try:
-        payment = mesh.serve("payment")
-        order = mesh.run("order")
-        url = f"http://payment:{payment.port}/"
-        until_reached(order, url)
-        with Calls(order, url, rate=200) as calls:
-            for one in (payment, order):
-                wait_until(partial(has_renewed, one, 4), "four renewals", 40)
-        assert calls.counted.keys() == {"200"}, calls.counted
-    finally:
-        mesh.close()
-
-
 def test_a_stopped_instance_fails_no_request_of_its_callers(mesh: Fixture) -> None:
     mesh.serve("payment", "--service-port", "80", version="v1")
     two = mesh.serve("payment", "--service-port", "80", version="v2")
@@ -279,35 +199,3 @@ def test_a_stopped_instance_fails_no_request_of_its_callers(mesh: Fixture) -> No
         assert two.stop() in (0, 143)
         time.sleep(0.5)
     assert calls.counted.keys() == {"200"}, calls.counted
-
-
-def test_check_finds_a_client_that_goes_beside_the_sidecar(mesh: Fixture) -> None:
-    with socket.create_server(("0.0.0.0", 0)) as outside:
-        ours = [one for one in host_addresses() if not one.startswith("127.")]
-        if not ours:
-            pytest.fail("this host has no address beyond loopback")
-        target = f"{ours[0]}:{outside.getsockname()[1]}"
-        program = (
-            "import socket,sys,time\n"
-            "host, port = sys.argv[1].split(':')\n"
-            "end = socket.create_connection((host, int(port)))\n"
-            "time.sleep(60)\n"
-        )
-        mesh.run("client", command=[sys.executable, "-c", program, target])
-
-        def found() -> bool:
-            done = subprocess.run(
-                [*MESHFAST, "check", "-o", "json", "--state-dir", str(mesh.folder / "state"),
-                 "--runtime-dir", str(mesh.folder / "run")],
-                capture_output=True, text=True, timeout=30, check=False,
-            )  # fmt: skip
-            kinds = [one["kind"] for one in json.loads(done.stdout)["findings"]]
-            return done.returncode == 1 and "direct-connection" in kinds
-
-        wait_until(found, "the direct connection is found")
-
-
-def host_addresses() -> list[str]:
-    """IPv4 addresses of this host."""
-    text = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout
-    return [one for one in text.split() if ":" not in one]

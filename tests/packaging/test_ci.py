@@ -49,6 +49,12 @@ def test_what_is_absent_is_installed_before_the_tests(tmp_path: Path) -> None:
     assert calls[2] == "make test CI=true"
 
 
+def test_a_go_compiler_from_elsewhere_will_do(tmp_path: Path) -> None:
+    (tmp_path / "go").write_text("#!/bin/sh\n")
+    (tmp_path / "go").chmod(0o755)
+    assert ci(tmp_path, absent="golang-go") == (0, ["make test CI=true"])
+
+
 @pytest.mark.parametrize("code", [1, 2])
 def test_the_exit_code_is_that_of_the_tests(tmp_path: Path, code: int) -> None:
     assert ci(tmp_path, absent="", make_code=code)[0] == code

@@ -251,9 +251,7 @@ class Mesh:
             "outbound": self._addresses.get(facts.outbound, ""),
             "inbound": self._addresses.get(facts.inbound, ""),
             "metrics": self._metrics_address,
-            "upstreams": {
-                one.service: self._addresses.get(one.listener, "") for one in facts.upstreams
-            },
+            "upstreams": [self._addresses.get(one.listener, "") for one in facts.upstreams],
         }
         self._state.write(RUNNING, msgspec.json.encode(running))
         if self._settings.environment:

@@ -4,20 +4,27 @@ For every sidecar that runs under a runtime directory it looks at what can be se
 sidecar's health, where the application listens, and each process of the application: its proxy
 variables, its program (some are known to ignore proxies), and its open connections.
 
+On loopback a connection is beside the sidecar when it goes to the application of another sidecar
+that runs under the same directories.
+
 What it cannot see: connections that are closed again, processes of other users, other hosts. A
-program that is known to ignore proxies is named although it may have been told otherwise.
+program that is known to ignore proxies is named although it may have been told otherwise, unless it
+is connected to its sidecar. Processes are known by the name of their instance, so that those of a
+namesake under other directories are taken for its own.
 
 Tests: tests/core/test_check.py, with a tree of files in the place of /proc.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import msgspec
@@ -47,13 +54,13 @@ TOLD_OTHERWISE = {"node": "NODE_USE_ENV_PROXY"}
 
 
 class Running(msgspec.Struct, frozen=True):
-    """The file `running` of a state directory, written by the agent."""
+    """The file `running` of a state directory; `port` is the application's."""
 
     port: int
     outbound: str
     inbound: str
     metrics: str
-    upstreams: dict[str, str] = {}
+    upstreams: tuple[str, ...] = ()
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,13 +92,15 @@ def check(
     """
     runtime = Path(runtime_dir or default_runtime_dir(os.environ, os.getuid()))
     state = Path(state_dir or default_state_dir(os.environ, os.getuid()))
-    names = [name for name in _running_instances(runtime) if instance in (None, name)]
+    running = list(_running_instances(runtime))
+    names = [name for name in running if instance in (None, name)]
     if not names:
         which = "no sidecar" if instance is None else f"no sidecar {instance!r}"
         raise ConfigError(f"{which} runs under {runtime} (--runtime-dir)")
     findings: list[Finding] = []
+    neighbours = _applications(state, running)
     for name in names:
-        findings += findings_of(name, state / name)
+        findings += findings_of(name, state / name, neighbours=neighbours)
     if output == "json":
         shown = {"instances": names, "findings": findings}
         print(msgspec.json.format(msgspec.json.encode(shown)).decode())
@@ -102,14 +111,36 @@ def check(
     sys.exit(1 if findings else 0)
 
 
-def findings_of(instance: str, state: Path, proc: Path = Path("/proc")) -> list[Finding]:
-    """Look at one sidecar. Raises ConfigError when its state directory cannot be read."""
+def findings_of(
+    instance: str,
+    state: Path,
+    proc: Path = Path("/proc"),
+    neighbours: Mapping[int, str] = MappingProxyType({}),
+) -> list[Finding]:
+    """Look at one sidecar; `neighbours` maps ports of applications on this host to instances.
+
+    Raises ConfigError when its state directory cannot be read.
+    """
+    running = _running(state)
+    others = {port: name for port, name in neighbours.items() if name != instance}
+    beside = _Beside(instance, running, proc, others)
+    return [*_health(instance, running.metrics), *beside.listening(), *beside.processes()]
+
+
+def _running(state: Path) -> Running:
     try:
-        running = msgspec.json.decode((state / "running").read_bytes(), type=Running)
+        return msgspec.json.decode((state / "running").read_bytes(), type=Running)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{state}: the sidecar's facts cannot be read: {error}") from None
-    beside = _Beside(instance, running, proc)
-    return [*_health(instance, running.metrics), *beside.listening(), *beside.processes()]
+
+
+def _applications(state: Path, instances: Iterable[str]) -> dict[int, str]:
+    """Map the port of each application to its instance; without those that cannot be read."""
+    found = {}
+    for name in instances:
+        with contextlib.suppress(ConfigError):
+            found[_running(state / name).port] = name
+    return found
 
 
 def _running_instances(runtime: Path) -> Iterator[str]:
@@ -151,11 +182,16 @@ def _health(instance: str, metrics: str) -> Iterator[Finding]:
 class _Beside:
     """What goes beside one sidecar."""
 
-    def __init__(self, instance: str, running: Running, proc: Path) -> None:
+    def __init__(
+        self, instance: str, running: Running, proc: Path, neighbours: Mapping[int, str]
+    ) -> None:
         self._instance = instance
         self._running = running
         self._proc = proc
+        self._neighbours = neighbours
         self._connections = dict(_connections(proc))
+        entrances = (running.outbound, *running.upstreams)
+        self._entrances = {(host, port) for host, _, port in (e.rpartition(":") for e in entrances)}
 
     def listening(self) -> Iterator[Finding]:
         """Name the addresses beyond loopback on which the application's port is open."""
@@ -178,9 +214,11 @@ class _Beside:
             if environment.get("MESHFAST_INSTANCE") == self._instance:
                 program = _read(path / "comm").decode(errors="replace").strip()
                 subject = f"pid {path.name} ({program})"
+                remotes = self._remotes(path)
                 yield from self._variables(subject, environment)
-                yield from self._program(subject, program, environment)
-                yield from self._direct(subject, path)
+                if not any(self._is_entrance(*remote) for remote in remotes):
+                    yield from self._program(subject, program, environment)
+                yield from self._direct(subject, remotes)
 
     def _variables(self, subject: str, environment: dict[str, str]) -> Iterator[Finding]:
         wrong = []
@@ -222,20 +260,39 @@ class _Beside:
                 hint=hint,
             )
 
-    def _direct(self, subject: str, path: Path) -> Iterator[Finding]:
-        remotes = set()
-        for inode in _socket_inodes(path):
-            local_port, remote, remote_port = self._connections.get(inode, (0, "127.0.0.1", 0))
-            if local_port != self._running.port and not _is_loopback(remote):
-                remotes.add(f"{remote}:{remote_port}")
-        if remotes:
+    def _direct(self, subject: str, remotes: Iterable[tuple[str, int]]) -> Iterator[Finding]:
+        beside = sorted(filter(None, (self._beside(*remote) for remote in remotes)))
+        if beside:
             yield Finding(
                 instance=self._instance,
                 kind="direct-connection",
                 subject=subject,
-                message=f"is connected directly to {', '.join(sorted(remotes))}",
+                message=f"is connected directly to {', '.join(beside)}",
                 hint=UPSTREAM_HINT,
             )
+
+    def _beside(self, remote: str, port: int) -> str | None:
+        """Name where a connection goes that should have gone through the sidecar."""
+        if self._is_entrance(remote, port):
+            return None
+        if not _is_loopback(remote):
+            return f"{remote}:{port}"
+        neighbour = self._neighbours.get(port)
+        return neighbour and f"{remote}:{port} (the application of {neighbour})"
+
+    def _is_entrance(self, remote: str, port: int) -> bool:
+        """Tell whether the sidecar itself listens there; a wildcard is every address."""
+        hosts = (remote, f"[{remote}]", "0.0.0.0", "[::]")
+        return any((host, str(port)) in self._entrances for host in hosts)
+
+    def _remotes(self, path: Path) -> set[tuple[str, int]]:
+        """Where the connections of a process go, without those that callers made to it."""
+        found = (self._connections.get(inode) for inode in _socket_inodes(path))
+        return {
+            (remote, remote_port)
+            for local_port, remote, remote_port in filter(None, found)
+            if local_port != self._running.port
+        }
 
 
 def _connections(proc: Path) -> Iterator[tuple[str, tuple[int, str, int]]]:
@@ -246,7 +303,7 @@ def _connections(proc: Path) -> Iterator[tuple[str, tuple[int, str, int]]]:
             if fields[3] in (ESTABLISHED, SYN_SENT):
                 local, remote = fields[1], fields[2]
                 address, _, port = remote.partition(":")
-                ip = socket.inet_ntop(family, network_order(address))
+                ip = socket.inet_ntop(family, network_order(address)).removeprefix("::ffff:")
                 yield fields[9], (int(local.partition(":")[2], 16), ip, int(port, 16))
 
 

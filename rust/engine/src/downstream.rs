@@ -4,6 +4,7 @@
 //! must close sends what it has, then FIN, and reads on for a moment, so that the peer gets the last
 //! response instead of a reset (RFC 9112 9.6).
 
+use meshfast_wire::Error;
 use meshfast_wire::h1::{BodyDecoder, BodyEvent, Method, Parsed, Version};
 
 use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
@@ -370,8 +371,8 @@ impl Worker {
                 self.finish_if_complete(exchange_id);
                 return true;
             }
-            Moved::Broken(detail) => {
-                self.request_broken(exchange_id, closed, detail);
+            Moved::Broken(error) => {
+                self.request_broken(exchange_id, closed, error);
                 return false;
             }
             Moved::Cut => {
@@ -399,17 +400,21 @@ impl Worker {
 
     /// The request broke off or broke the framing after its head was passed on: the upstream must
     /// not take it for complete.
-    fn request_broken(&mut self, exchange_id: usize, closed: bool, detail: &'static str) {
+    fn request_broken(&mut self, exchange_id: usize, closed: bool, error: Error) {
         let exchange = &self.exchanges[exchange_id];
         if closed {
             return self.downstream_gone(exchange.downstream);
         }
-        self.rejected(detail);
+        self.rejected(error.detail());
         self.detach(exchange_id, false);
         if self.exchanges[exchange_id].outcome.status == 0 {
-            self.answer(exchange_id, 400, "DPE", detail);
+            self.answer(exchange_id, error.status(), "DPE", error.detail());
         } else {
-            self.fail_with(exchange_id, Failure::UpstreamTerminated, Some(detail));
+            self.fail_with(
+                exchange_id,
+                Failure::UpstreamTerminated,
+                Some(error.detail()),
+            );
         }
     }
 

@@ -17,6 +17,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use meshfast_mesh::{Address, Dial, Direction, Listener, RoutePlace, Snapshot};
+use meshfast_wire::Error;
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, Name, RequestHead};
 
 use crate::buffer::{Blocks, Input, Output};
@@ -101,8 +102,8 @@ pub(crate) enum Moved {
     Ended,
     /// Nothing to move, or no room at the sink.
     Nothing,
-    /// The source broke the framing; the text is the stable detail.
-    Broken(&'static str),
+    /// The source broke the framing.
+    Broken(Error),
     /// The source closed before the half was whole.
     Cut,
 }
@@ -136,7 +137,7 @@ impl Half {
         while !self.ended && !sink.is_high() {
             let (used, event) = match self.decoder.decode(source.as_slice()) {
                 Ok(step) => step,
-                Err(error) => return Moved::Broken(error.detail()),
+                Err(error) => return Moved::Broken(error),
             };
             self.has_moved |= used > 0;
             let framed = match event {
@@ -160,7 +161,7 @@ impl Half {
                 }
             };
             if let Err(error) = framed {
-                return Moved::Broken(error.detail());
+                return Moved::Broken(error);
             }
             source.consume(used);
             moved = if self.ended {

@@ -538,7 +538,7 @@ impl Worker {
         let is_broken = io.broken && source.is_empty();
         self.dirty(Key::Downstream(downstream_id));
         match moved {
-            Moved::Broken(detail) => self.response_refused(exchange_id, detail),
+            Moved::Broken(error) => self.response_refused(exchange_id, error.detail()),
             Moved::Cut => self.response_cut(exchange_id),
             Moved::Nothing if is_broken => self.response_cut(exchange_id),
             Moved::Ended => {
