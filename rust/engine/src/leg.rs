@@ -93,6 +93,12 @@ impl Leg {
         }
     }
 
+    /// Who the peer is; `None` until it has been checked.
+    #[cfg(test)]
+    pub(crate) fn peer(&self) -> Option<&str> {
+        self.identity.as_deref()
+    }
+
     /// Whether another stream may be opened, now or after the handshake.
     pub(crate) fn has_room(&self) -> bool {
         !self.is_leaving
@@ -250,6 +256,7 @@ impl Worker {
                 return;
             };
             if leg.session.output.len() > OUTPUT_BYTES_MAX {
+                self.rejected("mux.output_flood");
                 return self.leg_failed(leg_id, "mux.output_flood");
             }
             let io = leg.session.io;

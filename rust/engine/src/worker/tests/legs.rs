@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tls::Authority;
+use meshfast_wire::mux::PEER_STREAMS_MAX;
 
 const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
 const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
@@ -259,4 +260,107 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
     });
     application.set_nonblocking(true).unwrap();
     assert!(application.accept().is_err(), "one call, one connection");
+}
+
+#[test]
+fn a_peer_for_whom_too_much_waits_loses_its_leg() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let leg = &mut mesh.far.worker.legs[0];
+    // As if it had asked for answers and read none.
+    leg.session.output.tail().resize(1 << 20, 0);
+    mesh.far.worker.queue(Key::Leg(0));
+    mesh.far.worker.drive(Key::Leg(0));
+    assert_eq!(mesh.far.worker.legs.len(), 1, "as much as is allowed");
+    mesh.far.worker.legs[0].session.output.tail().push(0);
+    mesh.far.worker.drive(Key::Leg(0));
+    assert!(mesh.far.worker.legs.is_empty(), "a byte more");
+    assert_eq!(rejected(&mesh.far), [("mux.output_flood".to_owned(), 1)]);
+}
+
+#[test]
+fn legs_count_in_the_limit_of_connections() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    mesh.far.worker.connections_max = 2;
+    let _first = TcpStream::connect(mesh.far.address).unwrap();
+    let _second = TcpStream::connect(mesh.far.address).unwrap();
+    mesh.until("two are accepted", |_, far| far.legs.len() == 2);
+    let _third = TcpStream::connect(mesh.far.address).unwrap();
+    mesh.until("the third waits", |_, far| far.accept_paused_until_ms != 0);
+    assert_eq!(mesh.far.worker.legs.len(), 2);
+    assert_eq!(rejected(&mesh.far), [("connection_limit".to_owned(), 1)]);
+}
+
+#[test]
+fn more_callers_of_a_cold_leg_than_a_leg_takes_get_a_second_one() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let callers = PEER_STREAMS_MAX + 1;
+    let mut clients = Vec::new();
+    for waiting in 1..=callers {
+        let mut client = TcpStream::connect(mesh.near.address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        clients.push(client);
+        mesh.near
+            .until("it waits", |worker| worker.upstreams.len() == waiting);
+    }
+    assert_eq!(mesh.near.worker.legs.len(), 2);
+    mesh.until("all are at the application", |_, far| {
+        let sent = far.exchanges.iter().filter(|(_, it)| it.sent_us > 0);
+        sent.count() == callers
+    });
+}
+
+#[test]
+fn a_caller_in_the_handshake_hears_that_the_application_leaves() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("the handshake has begun", |_, far| far.legs.len() == 1);
+    let handshaking = |worker: &Worker| worker.legs.iter().all(|(_, leg)| leg.peer().is_none());
+    assert!(handshaking(&mesh.near.worker) && handshaking(&mesh.far.worker));
+    mesh.far.worker.drain_inbound();
+    mesh.until("the caller's proxy knows its peer", |near, _| {
+        near.legs.iter().any(|(_, leg)| leg.peer().is_some())
+    });
+    mesh.until("the caller's proxy has left", |near, _| {
+        near.legs.iter().all(|(_, leg)| !leg.has_room())
+    });
+}
+
+#[test]
+fn a_drain_waits_for_the_last_bytes_of_a_leg() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    // A socket that is full: nothing more goes to the caller's proxy.
+    mesh.far.worker.legs[0].session.io.writable = false;
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    served.write_all(answer).unwrap();
+    mesh.far.until("the call is over", |worker| {
+        worker.exchanges.is_empty() && worker.downstreams.is_empty()
+    });
+    mesh.far.worker.drain(45_000, 0);
+    for _ in 0..10 {
+        let is_done = mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+        assert!(!is_done, "the answer is still here");
+    }
+    mesh.far.worker.legs[0].session.io.writable = true;
+    mesh.far.worker.dirty(Key::Leg(0));
+    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    mesh.until("nothing is left", |_, far| !far.is_called());
+    let is_done = mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+    assert!(is_done, "nothing holds the drain up any more");
 }
