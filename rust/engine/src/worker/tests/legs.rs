@@ -551,10 +551,7 @@ fn a_flood_on_a_leg_is_told_to_calm_down_and_counted() {
             mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
         }
         assert_eq!(mesh.far.worker.legs.is_empty(), pings > many, "{pings}");
-        mesh.far
-            .worker
-            .clock
-            .advance(Duration::from_secs(seconds.into()));
+        mesh.advance(Duration::from_secs(seconds.into()));
     }
     mesh.until("the leg is gone", |near, far| {
         near.legs.is_empty() && far.legs.is_empty()
