@@ -12,6 +12,8 @@ pub(crate) struct Clock {
     wall_ahead_us: u64,
     /// When to ask for the time of day again.
     wall_stale_us: u64,
+    #[cfg(test)]
+    ahead: std::time::Duration,
 }
 
 /// A step of the time of day (NTP, an operator) is noticed this late: it is for logs only, and asking
@@ -26,6 +28,8 @@ impl Clock {
             now_ms: 0,
             wall_ahead_us: 0,
             wall_stale_us: 0,
+            #[cfg(test)]
+            ahead: std::time::Duration::ZERO,
         };
         clock.tick();
         clock
@@ -37,10 +41,21 @@ impl Clock {
         self.now_ms = self.now_us / 1_000;
         if self.now_us >= self.wall_stale_us {
             let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+            #[cfg(test)]
+            let wall = wall.map(|since| since + self.ahead);
             let wall_us = wall.map_or(0, |since| since.as_micros() as u64);
             self.wall_ahead_us = wall_us.saturating_sub(self.now_us);
             self.wall_stale_us = self.now_us + WALL_AGE_US;
         }
+    }
+
+    /// Lets time pass: the monotonic one and that of day.
+    #[cfg(test)]
+    pub(crate) fn advance(&mut self, by: std::time::Duration) {
+        self.start -= by;
+        self.ahead += by;
+        self.wall_stale_us = 0;
+        self.tick();
     }
 
     /// For timers and durations.

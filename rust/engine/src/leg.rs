@@ -41,6 +41,14 @@ const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
 /// How long a leg without streams is kept (ztunnel's `pool_unused_release_timeout`).
 const IDLE_TIMEOUT_MS: u64 = 300_000;
 
+/// For a peer's proxy to hear that we leave. One that is stopped does not hold us up longer.
+const LEAVE_TIMEOUT_MS: u64 = 1_000;
+
+/// A leg is left when this part of the time that the peer's certificate had left at the handshake is
+/// still to come. A share, so that legs of a peer that cannot renew are made anew ever more often,
+/// but not at every call.
+const LEFT_BEFORE_EXPIRY: u64 = 10;
+
 /// What may wait to be sent on a leg. Streams stop far below it; only answers to control frames of a
 /// peer that does not read get there (CVE-2019-9512, CVE-2019-9515).
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
@@ -59,8 +67,16 @@ pub(crate) struct Leg {
     endpoint: Option<(u32, Address)>,
     /// Of a leg we accepted: the listener.
     listener: usize,
-    /// Takes no further stream of ours: the peer leaves, or our identity is a newer one.
+    /// Takes no further stream of ours: the peer leaves, one of the certificates is an old one. Of a
+    /// leg we accepted: the peer has been told that we leave.
     is_leaving: bool,
+    /// When it will have been without streams for long enough, unless it has one then.
+    idle_ms: u64,
+    /// When a peer that we leave counts as told.
+    told_ms: u64,
+    /// Time of day when the peer's certificate expires, and when the leg is left before that.
+    expires_us: u64,
+    leave_us: u64,
     /// Upstream sessions that wait for the handshake.
     waiting: Vec<usize>,
     streams: FxHashMap<u32, Key>,
@@ -88,9 +104,36 @@ impl Leg {
             endpoint: None,
             listener: 0,
             is_leaving: false,
+            idle_ms: 0,
+            told_ms: u64::MAX,
+            expires_us: u64::MAX,
+            leave_us: u64::MAX,
             waiting: Vec::new(),
             streams: FxHashMap::default(),
         }
+    }
+
+    /// Who the peer is; `None` until it has been checked.
+    #[cfg(test)]
+    pub(crate) fn peer(&self) -> Option<&str> {
+        self.identity.as_deref()
+    }
+
+    /// Whether the peer leaves, or we do.
+    #[cfg(test)]
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving
+    }
+
+    /// Whether nothing hangs on it any more: no stream, nobody who waits for one, nothing unsent.
+    fn is_done(&self) -> bool {
+        self.streams.is_empty() && self.waiting.is_empty() && !self.session.has_unsent()
+    }
+
+    /// Whether a caller's proxy has been told that we leave and may not have heard it yet.
+    fn is_being_told(&self) -> bool {
+        let has_left = self.connection.as_ref().is_none_or(Connection::has_left);
+        self.role == Role::Server && self.is_leaving && !has_left
     }
 
     /// Whether another stream may be opened, now or after the handshake.
@@ -250,7 +293,7 @@ impl Worker {
                 return;
             };
             if leg.session.output.len() > OUTPUT_BYTES_MAX {
-                return self.leg_failed(leg_id, "mux.output_flood");
+                return self.cut_off(leg_id, "mux.output_flood");
             }
             let io = leg.session.io;
             if io.broken || io.read_closed {
@@ -271,9 +314,12 @@ impl Worker {
     /// Reads what the peer has said; the first time, after the peer has been checked.
     fn take_frames(&mut self, leg_id: usize) {
         self.dirty(Key::Leg(leg_id));
-        let leg = &mut self.legs[leg_id];
-        if leg.connection.is_none() && !self.establish(leg_id) {
+        if self.legs[leg_id].connection.is_none() && !self.establish(leg_id) {
             return;
+        }
+        let now_ms = self.clock.now_ms();
+        if let Some(connection) = &mut self.legs[leg_id].connection {
+            connection.at(now_ms);
         }
         while let Some(leg) = self.legs.get_mut(leg_id) {
             let Some(connection) = &mut leg.connection else {
@@ -292,9 +338,7 @@ impl Worker {
                 Err(error) => {
                     let code = ErrorCode::of(&error);
                     connection.go_away(code, leg.session.output.tail());
-                    leg.session.flush(&mut self.blocks);
-                    self.rejected(error.detail());
-                    return self.leg_failed(leg_id, error.detail());
+                    return self.cut_off(leg_id, error.detail());
                 }
             };
             leg.session.input.consume(used);
@@ -307,17 +351,21 @@ impl Worker {
     /// Begins `meshfast/1` once TLS has checked the peer; `false` before that.
     fn establish(&mut self, leg_id: usize) -> bool {
         let leg = &mut self.legs[leg_id];
-        let Some(name) = leg.session.tls.as_ref().and_then(|tls| tls.peer()) else {
+        let Some(peer) = leg.session.tls.as_ref().and_then(|tls| tls.peer()) else {
             return false;
         };
-        leg.identity = Some(Rc::from(name));
+        leg.identity = Some(Rc::from(peer.name.as_str()));
+        let wall_us = self.clock.wall_us();
+        leg.expires_us = peer.expires_s.saturating_mul(1_000_000);
+        let left_us = leg.expires_us.saturating_sub(wall_us);
+        leg.leave_us = leg.expires_us - left_us / LEFT_BEFORE_EXPIRY;
+        leg.idle_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
         leg.connection = Some(Connection::new(leg.role, leg.session.output.tail()));
         let waiting = std::mem::take(&mut leg.waiting);
-        let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
-        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        self.arm_leg(leg_id);
         // The peers' proxies that had not been heard when we began to leave learn it now.
-        if self.takes_no_calls() {
-            self.leave_leg_of_caller(leg_id);
+        if self.legs[leg_id].role == Role::Server && self.takes_no_calls() {
+            self.leave(leg_id);
         }
         for upstream_id in waiting {
             let waits = |it: &Upstream| it.session.stream.leg() == Some((leg_id, 0));
@@ -349,6 +397,7 @@ impl Worker {
                     self.queue(key);
                 }
             }
+            // What is still open finishes; then `flush_leg` closes it.
             Told::Left => leg.is_leaving = true,
             Told::Opened(stream, port, carries) => self.take_stream(leg_id, stream, port, carries),
             Told::Reset(stream, code) => {
@@ -379,8 +428,13 @@ impl Worker {
 
     /// A caller's proxy has opened a stream: a downstream session like one that was accepted.
     fn take_stream(&mut self, leg_id: usize, stream: u32, port: u16, carries: mux::Carries) {
-        let refuses = self.takes_no_calls() || self.downstreams.len() >= self.connections_max;
+        let wall_us = self.clock.wall_us();
         let leg = &mut self.legs[leg_id];
+        let has_expired = wall_us >= leg.expires_us;
+        // Who is being told that we leave has calls on their way, which are still taken.
+        let refuses = has_expired
+            || self.inbound == worker::Inbound::Left
+            || self.downstreams.len() >= self.connections_max;
         let caller = leg
             .identity
             .clone()
@@ -389,6 +443,9 @@ impl Worker {
             let output = leg.session.output.tail();
             if let Some(connection) = &mut leg.connection {
                 connection.reset(stream, ErrorCode::RefusedStream, output);
+            }
+            if has_expired {
+                self.rejected("tls.certificate_expired");
             }
             return;
         }
@@ -426,6 +483,9 @@ impl Worker {
         let was_high = leg.session.output.is_high();
         match leg.session.flush(&mut self.blocks) {
             Flushed::Broken => self.leg_failed(leg_id, "connection reset"),
+            Flushed::All if leg.role == Role::Client && leg.is_leaving && leg.is_done() => {
+                self.leg_failed(leg_id, "left");
+            }
             Flushed::All | Flushed::Blocked => {
                 if was_high && !leg.session.output.is_high() {
                     let all: Vec<Key> = leg.streams.values().copied().collect();
@@ -505,76 +565,130 @@ impl Worker {
         self.dirty(Key::Leg(leg_id));
     }
 
-    /// A leg's time is over: for the handshake, or without streams.
+    /// A leg's time is over: for the handshake, without streams, of the peer's certificate, or for
+    /// hearing that we leave.
     pub(crate) fn leg_timer(&mut self, leg_id: usize) {
-        let leg = &self.legs[leg_id];
-        if leg.connection.is_none() {
+        let (now_ms, wall_us) = (self.clock.now_ms(), self.clock.wall_us());
+        let leg = &mut self.legs[leg_id];
+        let Some(connection) = &mut leg.connection else {
             self.rejected("tls.handshake_timeout");
             return self.leg_failed(leg_id, "tls.handshake_timeout");
+        };
+        if now_ms >= leg.idle_ms {
+            if leg.streams.is_empty() {
+                return self.leg_failed(leg_id, "idle");
+            }
+            leg.idle_ms = now_ms + IDLE_TIMEOUT_MS;
         }
-        if leg.streams.is_empty() {
-            return self.leg_failed(leg_id, "idle");
+        let is_told = now_ms >= leg.told_ms || wall_us >= leg.expires_us;
+        if leg.role == Role::Server && is_told && !connection.has_left() {
+            leg.is_leaving = true;
+            connection.go_away(ErrorCode::NoError, leg.session.output.tail());
+            self.dirty(Key::Leg(leg_id));
+        } else if wall_us >= leg.leave_us && !leg.is_leaving {
+            self.leave(leg_id);
         }
-        let deadline_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+        self.arm_leg(leg_id);
+    }
+
+    /// Sets a leg's next deadline. Never further off than [`IDLE_TIMEOUT_MS`], so that a step of the
+    /// time of day is noticed.
+    fn arm_leg(&mut self, leg_id: usize) {
+        let leg = &self.legs[leg_id];
+        let (now_ms, wall_us) = (self.clock.now_ms(), self.clock.wall_us());
+        let at =
+            |of_day_us: u64| now_ms.saturating_add(of_day_us.saturating_sub(wall_us) / 1_000 + 1);
+        let mut deadline_ms = leg.idle_ms;
+        if leg.is_being_told() {
+            deadline_ms = deadline_ms.min(leg.told_ms).min(at(leg.expires_us));
+        } else if !leg.is_leaving {
+            deadline_ms = deadline_ms.min(at(leg.leave_us));
+        }
         self.timers.arm(Key::Leg(leg_id), deadline_ms);
+    }
+
+    /// Takes no further streams on a leg; those that are open go on. A caller's proxy is told.
+    fn leave(&mut self, leg_id: usize) {
+        let told_ms = self.clock.now_ms() + LEAVE_TIMEOUT_MS;
+        let leg = &mut self.legs[leg_id];
+        if leg.is_leaving {
+            return;
+        }
+        if leg.role == Role::Server {
+            // Before the check of the peer there is nobody to tell; `establish` does it then.
+            let Some(connection) = &mut leg.connection else {
+                return;
+            };
+            connection.leave(leg.session.output.tail());
+            leg.told_ms = told_ms;
+        }
+        leg.is_leaving = true;
+        self.arm_leg(leg_id);
+        self.dirty(Key::Leg(leg_id));
     }
 
     /// A newer identity is here: legs that we dialled with the older one take no further streams.
     pub(crate) fn leave_older_legs(&mut self) {
         self.legs_to.clear();
-        for (_, leg) in &mut self.legs {
-            leg.is_leaving |= leg.role == Role::Client;
+        let dialled = self.legs.iter().filter(|(_, leg)| leg.role == Role::Client);
+        let dialled: Vec<usize> = dialled.map(|(leg_id, _)| leg_id).collect();
+        for leg_id in dialled {
+            // In a handshake it has no deadline but that one; who waits for it still goes over it.
+            if self.legs[leg_id].connection.is_some() {
+                self.leave(leg_id);
+            } else {
+                self.legs[leg_id].is_leaving = true;
+            }
         }
-        self.close_left_legs();
     }
 
-    /// Closes the legs that are leaving and have nothing more to carry; all of them in a drain.
-    pub(crate) fn close_left_legs(&mut self) {
-        let draining = self.is_draining();
-        let done: Vec<usize> = self
-            .legs
-            .iter()
-            .filter(|(_, leg)| (leg.is_leaving || draining) && leg.streams.is_empty())
-            .filter(|(_, leg)| leg.waiting.is_empty() && !leg.session.has_unsent())
-            .map(|(id, _)| id)
-            .collect();
+    /// In a drain: closes the legs that have nothing more to carry.
+    pub(crate) fn close_done_legs(&mut self) {
+        let all = self.legs.iter();
+        let done = all.filter(|(_, leg)| leg.is_done() && !leg.is_being_told());
+        let done: Vec<usize> = done.map(|(leg_id, _)| leg_id).collect();
         for leg_id in done {
             self.leg_failed(leg_id, "left");
         }
     }
 
-    /// Whether a caller's proxy still has a stream here, or bytes that it has not got yet.
+    /// Whether a caller's proxy still has a stream here, may open one, or has not got all bytes yet.
     pub(crate) fn is_called(&self) -> bool {
-        let has_call = |leg: &Leg| !leg.streams.is_empty() || leg.session.has_unsent();
+        let has_call =
+            |leg: &Leg| !leg.streams.is_empty() || leg.is_being_told() || leg.session.has_unsent();
         let mut accepted = self.legs.iter().map(|(_, leg)| leg);
         accepted.any(|leg| leg.role == Role::Server && has_call(leg))
     }
 
     /// Tells the callers' proxies that no further stream is taken.
     pub(crate) fn leave_legs(&mut self) {
-        let ids: Vec<usize> = self.legs.iter().map(|(leg_id, _)| leg_id).collect();
-        for leg_id in ids {
-            self.leave_leg_of_caller(leg_id);
+        let accepted = self.legs.iter().filter(|(_, leg)| leg.role == Role::Server);
+        let accepted: Vec<usize> = accepted.map(|(leg_id, _)| leg_id).collect();
+        for leg_id in accepted {
+            self.leave(leg_id);
         }
     }
 
-    fn leave_leg_of_caller(&mut self, leg_id: usize) {
-        let leg = &mut self.legs[leg_id];
-        if leg.role == Role::Server
-            && let Some(connection) = &mut leg.connection
-        {
-            connection.go_away(ErrorCode::NoError, leg.session.output.tail());
-            self.dirty(Key::Leg(leg_id));
-        }
-    }
-
-    /// Whether calls for the application are refused: it ends, or this worker does.
+    /// Whether callers shall go elsewhere: the application ends, or this worker does.
     fn takes_no_calls(&self) -> bool {
         self.is_draining() || self.inbound != worker::Inbound::Open
     }
 
+    /// Ends a leg whose peer broke a rule: counted, and said in the log.
+    fn cut_off(&mut self, leg_id: usize, reason: &'static str) {
+        self.rejected(reason);
+        let leg = self.leg_ended(leg_id, reason);
+        if leg.role == Role::Server {
+            self.record_leg(&leg.session, reason);
+        }
+    }
+
     /// Ends a leg; every session on it learns of it.
     pub(crate) fn leg_failed(&mut self, leg_id: usize, why: &str) {
+        self.leg_ended(leg_id, why);
+    }
+
+    fn leg_ended(&mut self, leg_id: usize, why: &str) -> Leg {
         let mut leg = self.legs.remove(leg_id);
         leg.session.flush(&mut self.blocks);
         self.timers.disarm(Key::Leg(leg_id));
@@ -583,18 +697,19 @@ impl Worker {
         {
             self.legs_to.remove(&slot);
         }
-        for upstream_id in leg.waiting {
+        for upstream_id in std::mem::take(&mut leg.waiting) {
             let exchange = self.upstreams.get(upstream_id).and_then(|it| it.exchange);
             if let Some(exchange_id) = exchange {
                 self.connect_failed(exchange_id, Failure::ConnectFailed, why);
             }
         }
-        for key in leg.streams.into_values() {
+        for key in std::mem::take(&mut leg.streams).into_values() {
             if let Some(session) = self.session_of(key) {
                 session.io.broken = true;
             }
             self.queue(key);
         }
+        leg
     }
 }
 

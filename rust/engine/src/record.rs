@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 use crate::date;
 use crate::exchange::{Carries, Destination, Exchange};
 use crate::head;
+use crate::session::Session;
 use crate::shared::{HttpSample, Kind, Series, TcpTotals};
 use crate::stream::Peer;
 use crate::text;
@@ -209,6 +210,34 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Writes a line for a leg that ends because the caller's proxy broke a rule: none of the calls
+    /// on it is to blame.
+    pub(crate) fn record_leg(&mut self, session: &Session, reason: &'static str) {
+        if self.generation.snapshot.access_log_disabled {
+            return;
+        }
+        let mut line = Vec::new();
+        let mut out = Json { out: &mut line };
+        out.time(first_key!("start_time"), self.clock.wall_us());
+        out.text(key!("protocol"), "meshfast/1");
+        out.number(key!("response_code"), 0);
+        out.text(key!("response_flags"), "DPE");
+        out.text(key!("response_code_details"), reason);
+        out.text(key!("connection_termination_details"), reason);
+        out.peer(key!("downstream_local_address"), Some(session.local));
+        let peer = Some(session.stream.peer());
+        out.peer(key!("downstream_remote_address"), peer);
+        for key in KEYS_OF_EXCHANGES {
+            out.flag(key, "");
+        }
+        out.end();
+        if !self.share.ring.push(&line) {
+            self.share.line.access_log_dropped();
+        }
+    }
+}
+
 /// Envoy writes a dash where there is none, in logs and labels.
 fn shown_flag(flag: &str) -> &str {
     if flag.is_empty() { "-" } else { flag }
@@ -363,6 +392,27 @@ macro_rules! first_key {
 }
 
 use {first_key, key};
+
+/// What a line about no exchange has nothing to say of.
+const KEYS_OF_EXCHANGES: [&[u8]; 17] = [
+    key!("method"),
+    key!("path"),
+    key!("upstream_transport_failure_reason"),
+    key!("bytes_received"),
+    key!("bytes_sent"),
+    key!("duration"),
+    key!("upstream_service_time"),
+    key!("x_forwarded_for"),
+    key!("user_agent"),
+    key!("request_id"),
+    key!("trace_id"),
+    key!("authority"),
+    key!("upstream_host"),
+    key!("upstream_cluster"),
+    key!("upstream_local_address"),
+    key!("requested_server_name"),
+    key!("route_name"),
+];
 
 /// One JSON object on one line, escaped so that no input can break out of its value (row R7).
 struct Json<'a> {

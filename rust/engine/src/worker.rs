@@ -730,7 +730,7 @@ impl Worker {
         for id in idle {
             self.close_downstream(id);
         }
-        self.close_left_legs();
+        self.close_done_legs();
         self.work();
         let is_idle = |it: &Upstream| it.exchange.is_none() && it.session.output.is_empty();
         self.downstreams.is_empty()

@@ -83,9 +83,13 @@ errors! {
     MethodInvalid 400 "http1.method_invalid" "a method that is not a token (RFC 9110 9.1)";
     MethodLowerCase 501 "http1.method_lower_case" "a method with lower-case letters";
     MethodTooLong 501 "http1.method_too_long" "a method longer than the limit (RFC 9112 3)";
+    MuxEmptyFlood 400 "mux.empty_flood" "empty DATA frames in a row (CVE-2019-9518)";
     MuxFlowControl 400 "mux.flow_control" "more bytes than the window allows (RFC 9113 6.9.1)";
+    MuxFrameFlood 400 "mux.frame_flood" "more frames that carry nothing than the peer has earned";
     MuxHeaders 400 "mux.headers" "a header block that meshfast/1 does not know";
+    MuxResetFlood 400 "mux.reset_flood" "streams reset as soon as opened (CVE-2023-44487)";
     MuxSettings 400 "mux.settings" "a setting outside its range (RFC 9113 6.5.2)";
+    MuxSettingsFlood 400 "mux.settings_flood" "more entries in one SETTINGS than the limit";
     MuxStream 400 "mux.stream" "a frame for a stream that cannot have it (RFC 9113 5.1)";
     RequestLine 400 "http1.request_line" "a request line without target and version (RFC 9112 3)";
     StatusInvalid 400 "http1.status_invalid" "a status that is not three digits from 100";

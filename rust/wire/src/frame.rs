@@ -299,6 +299,10 @@ impl ErrorCode {
     pub fn of(error: &Error) -> ErrorCode {
         match error.kind() {
             ErrorKind::FrameLength | ErrorKind::FrameTooLarge => ErrorCode::FrameSizeError,
+            ErrorKind::MuxEmptyFlood
+            | ErrorKind::MuxFrameFlood
+            | ErrorKind::MuxResetFlood
+            | ErrorKind::MuxSettingsFlood => ErrorCode::EnhanceYourCalm,
             _ => ErrorCode::ProtocolError,
         }
     }

@@ -15,8 +15,12 @@
 //!    it are ignored, their bytes still count against the connection's credit.
 //! 4. A stream above the announced limit, or behind our GOAWAY, is refused with REFUSED_STREAM: it
 //!    never reached the caller.
+//! 5. A peer that makes us work without carrying anything is cut off: `mux/budget.rs`.
 //!
 //! Tests: `tests/wire/mux.rs` (a pair, every input also byte by byte).
+
+mod block;
+mod budget;
 
 use std::collections::BTreeMap;
 
@@ -25,6 +29,8 @@ use crate::frame::{
     ErrorCode, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_DEFAULT, Flags, FrameHeader, FrameType,
     PREFACE, STREAM_ID_MAX, read_preface,
 };
+use budget::Budget;
+pub use budget::{LIMITS, Limits};
 
 /// Credit a stream begins with, both ways: what both sides announce as INITIAL_WINDOW_SIZE.
 pub const STREAM_WINDOW_BYTES: u32 = 65_536;
@@ -46,12 +52,18 @@ const CREDIT_BYTES: u32 = STREAM_WINDOW_BYTES / 2;
 /// The initial credit of RFC 9113 6.9.2, before any setting or WINDOW_UPDATE.
 const RFC_WINDOW_BYTES: u32 = 65_535;
 
+/// A name of two bytes and a value of four (RFC 9113 6.5.1).
+const SETTING_BYTES: usize = 6;
+
 const SETTING_ENABLE_PUSH: u16 = 0x2;
 const SETTING_MAX_STREAMS: u16 = 0x3;
 const SETTING_INITIAL_WINDOW: u16 = 0x4;
 
 /// Header blocks are two or three short literals.
 const HEADER_BLOCK_BYTES_MAX: usize = 1_024;
+
+/// What the PING in front of the second GOAWAY says.
+const LEAVING: [u8; 8] = *b"leaving\0";
 
 /// Which end of the connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +82,6 @@ pub enum Carries {
     /// The bytes of one TCP connection.
     Tcp,
 }
-
-const CARRIES: [(Carries, &[u8]); 2] = [(Carries::Http1, b"http/1.1"), (Carries::Tcp, b"tcp")];
 
 /// What has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +113,7 @@ struct Stream {
     local_ended: bool,
     remote_ended: bool,
     headers_sent: bool,
+    opened_ms: u64,
 }
 
 /// See the module's text.
@@ -120,7 +131,10 @@ pub struct Connection {
     peer_window: i64,
     peer_streams_max: usize,
     peer_has_left: bool,
+    /// We have said that we leave, and wait until the peer has heard it.
+    is_leaving: bool,
     we_have_left: bool,
+    budget: Budget,
     /// Payload of the DATA frame that is being handed out: stream, bytes left, ends the stream.
     data: Option<(u32, u32, bool)>,
     /// An `Ended` that follows the last bytes.
@@ -138,7 +152,7 @@ impl Connection {
             (SETTING_MAX_STREAMS, STREAMS_MAX as u32),
             (SETTING_INITIAL_WINDOW, STREAM_WINDOW_BYTES),
         ];
-        let mut payload = Vec::with_capacity(settings.len() * 6);
+        let mut payload = Vec::with_capacity(settings.len() * SETTING_BYTES);
         for (name, value) in settings {
             payload.extend_from_slice(&name.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
@@ -158,10 +172,17 @@ impl Connection {
             peer_window: i64::from(RFC_WINDOW_BYTES),
             peer_streams_max: PEER_STREAMS_MAX,
             peer_has_left: false,
+            is_leaving: false,
             we_have_left: false,
+            budget: Budget::new(),
             data: None,
             ended: None,
         }
+    }
+
+    /// Time has passed; any clock that does not go back. What comes in between counts as now.
+    pub fn at(&mut self, now_ms: u64) {
+        self.budget.at(now_ms);
     }
 
     /// Streams that are not over.
@@ -187,16 +208,10 @@ impl Connection {
         let stream = self.next_stream;
         self.next_stream += 2;
         self.streams
-            .insert(stream, Stream::new(self.peer_window, true));
+            .insert(stream, Stream::new(self.peer_window, true, 0));
+        self.budget.earn();
         let mut block = Vec::new();
-        literal(&mut block, b":method", b"CONNECT");
-        literal(
-            &mut block,
-            b":authority",
-            format!("workload:{port}").as_bytes(),
-        );
-        let (_, name) = CARRIES[usize::from(carries == Carries::Tcp)];
-        literal(&mut block, b"x-meshfast-carries", name);
+        block::write_opening(&mut block, port, carries);
         frame(out, FrameType::Headers, Flags::END_HEADERS, stream, &block);
         Some(stream)
     }
@@ -217,6 +232,7 @@ impl Connection {
         state.answer_first(stream, out);
         for piece in bytes[..count].chunks(FRAME_PAYLOAD_BYTES_DEFAULT as usize) {
             frame(out, FrameType::Data, Flags::default(), stream, piece);
+            self.budget.earn();
         }
         state.send_credit -= count as i64;
         self.send_credit -= count as i64;
@@ -246,6 +262,7 @@ impl Connection {
     /// Ends a stream at once.
     pub fn reset(&mut self, stream: u32, code: ErrorCode, out: &mut Vec<u8>) {
         if self.streams.remove(&stream).is_some() {
+            self.budget.closed();
             reset(out, stream, code);
         }
     }
@@ -264,12 +281,26 @@ impl Connection {
         }
     }
 
-    /// Takes no further streams; those that are open finish.
+    /// Says that no further stream will be taken, and takes those that are on their way until the peer
+    /// has heard it (RFC 9113 6.8): its answer to a PING tells. Those that are open finish.
+    pub fn leave(&mut self, out: &mut Vec<u8>) {
+        if !self.is_leaving && !self.we_have_left {
+            self.is_leaving = true;
+            say_go_away(out, STREAM_ID_MAX, ErrorCode::NoError);
+            frame(out, FrameType::Ping, Flags::default(), 0, &LEAVING);
+        }
+    }
+
+    /// Whether every further stream is refused: the peer has heard that we leave, or need not.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.we_have_left
+    }
+
+    /// Takes no further streams, at once; those that are open finish.
     pub fn go_away(&mut self, code: ErrorCode, out: &mut Vec<u8>) {
         self.we_have_left = true;
-        let mut payload = self.last_peer_stream.to_be_bytes().to_vec();
-        payload.extend_from_slice(&(code as u32).to_be_bytes());
-        frame(out, FrameType::GoAway, Flags::default(), 0, &payload);
+        say_go_away(out, self.last_peer_stream, code);
     }
 
     /// Takes the next event out of received bytes: how many were used, and what they said. Call again
@@ -313,10 +344,16 @@ impl Connection {
         let Some(payload) = input.get(FRAME_HEADER_BYTES..length) else {
             return Ok((0, None));
         };
+        if header.kind != FrameType::Headers {
+            self.budget.spend()?;
+        }
         let event = match header.kind {
             FrameType::GoAway => self.take_go_away(payload),
             FrameType::Headers => self.take_headers(&header, payload, out)?,
-            FrameType::Ping => take_ping(&header, payload, out),
+            FrameType::Ping => {
+                self.take_ping(&header, payload, out);
+                None
+            }
             FrameType::RstStream => self.take_reset(&header, payload)?,
             FrameType::Settings => self.take_settings(&header, payload, out)?,
             FrameType::WindowUpdate => self.take_credit(&header, payload)?,
@@ -350,6 +387,7 @@ impl Connection {
             return Err(ErrorKind::MuxStream.into());
         }
         let ends = header.flags.contains(Flags::END_STREAM);
+        self.budget.data(header.length == 0 && !ends)?;
         self.data = (header.length > 0).then_some((header.stream, header.length, ends));
         Ok(())
     }
@@ -414,16 +452,20 @@ impl Connection {
         if stream.is_multiple_of(2) || stream <= self.last_peer_stream {
             return Err(ErrorKind::MuxStream.into());
         }
-        let (port, carries) = read_opening(payload).ok_or(ErrorKind::MuxHeaders)?;
+        let (port, carries) = block::read_opening(payload).ok_or(ErrorKind::MuxHeaders)?;
         if self.we_have_left || self.streams.len() >= STREAMS_MAX {
             self.last_peer_stream = stream;
+            self.budget.spend()?;
             reset(out, stream, ErrorCode::RefusedStream);
             return Ok(None);
         }
         self.last_peer_stream = stream;
         self.ended = header.flags.contains(Flags::END_STREAM).then_some(stream);
-        self.streams
-            .insert(stream, Stream::new(self.peer_window, false));
+        self.streams.insert(
+            stream,
+            Stream::new(self.peer_window, false, self.budget.now_ms()),
+        );
+        self.budget.earn();
         Ok(Some(Event::Opened(stream, port, carries)))
     }
 
@@ -435,11 +477,11 @@ impl Connection {
         if self.is_idle(header.stream) {
             return Err(ErrorKind::MuxStream.into());
         }
-        let mut fields = Literals(payload);
-        match (fields.next(), fields.next()) {
-            (Some(Some((b":status", b"200"))), None) => Ok(Some(Event::Accepted(header.stream))),
-            _ => Err(ErrorKind::MuxHeaders.into()),
+        self.budget.spend()?;
+        if !block::is_answer(payload) {
+            return Err(ErrorKind::MuxHeaders.into());
         }
+        Ok(Some(Event::Accepted(header.stream)))
     }
 
     fn take_reset<'a>(
@@ -451,8 +493,13 @@ impl Connection {
             return Err(ErrorKind::MuxStream.into());
         }
         let code = ErrorCode::received(number(payload));
-        let known = self.streams.remove(&header.stream).is_some();
-        Ok(known.then_some(Event::Reset(header.stream, code)))
+        let Some(state) = self.streams.remove(&header.stream) else {
+            return Ok(None);
+        };
+        if self.role == Role::Server {
+            self.budget.reset(state.opened_ms, state.headers_sent)?;
+        }
+        Ok(Some(Event::Reset(header.stream, code)))
     }
 
     fn take_settings<'a>(
@@ -464,9 +511,12 @@ impl Connection {
         if header.flags.contains(Flags::ACK) {
             return Ok(None);
         }
+        if payload.len() > LIMITS.settings_entries * SETTING_BYTES {
+            return Err(ErrorKind::MuxSettingsFlood.into());
+        }
         self.settings_pending = false;
         let mut event = None;
-        for setting in payload.chunks_exact(6) {
+        for setting in payload.chunks_exact(SETTING_BYTES) {
             let name = u16::from_be_bytes([setting[0], setting[1]]);
             let value = number(&setting[2..]);
             match name {
@@ -516,6 +566,15 @@ impl Connection {
         Ok(Some(Event::Writable(header.stream)))
     }
 
+    /// Answers a PING; the answer to ours says that the peer has heard what was sent before it.
+    fn take_ping(&mut self, header: &FrameHeader, payload: &[u8], out: &mut Vec<u8>) {
+        if !header.flags.contains(Flags::ACK) {
+            frame(out, FrameType::Ping, Flags::ACK, 0, payload);
+        } else if payload == LEAVING && self.is_leaving && !self.we_have_left {
+            self.go_away(ErrorCode::NoError, out);
+        }
+    }
+
     fn take_go_away<'a>(&mut self, payload: &[u8]) -> Option<Event<'a>> {
         self.peer_has_left = true;
         Some(Event::GoAway(number(payload) & STREAM_ID_MAX))
@@ -541,12 +600,13 @@ impl Connection {
         let over = |it: &Stream| it.local_ended && it.remote_ended;
         if self.streams.get(&stream).is_some_and(over) {
             self.streams.remove(&stream);
+            self.budget.closed();
         }
     }
 }
 
 impl Stream {
-    fn new(send_credit: i64, headers_sent: bool) -> Self {
+    fn new(send_credit: i64, headers_sent: bool, opened_ms: u64) -> Self {
         Self {
             send_credit,
             receive_credit: i64::from(STREAM_WINDOW_BYTES),
@@ -554,6 +614,7 @@ impl Stream {
             local_ended: false,
             remote_ended: false,
             headers_sent,
+            opened_ms,
         }
     }
 
@@ -561,40 +622,16 @@ impl Stream {
     fn answer_first(&mut self, stream: u32, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.headers_sent, true) {
             let mut block = Vec::new();
-            literal(&mut block, b":status", b"200");
+            block::write_answer(&mut block);
             frame(out, FrameType::Headers, Flags::END_HEADERS, stream, &block);
         }
     }
 }
 
-fn read_opening(payload: &[u8]) -> Option<(u16, Carries)> {
-    let mut fields = Literals(payload);
-    let (b":method", b"CONNECT") = fields.next()?? else {
-        return None;
-    };
-    let (b":authority", authority) = fields.next()?? else {
-        return None;
-    };
-    let (b"x-meshfast-carries", carries) = fields.next()?? else {
-        return None;
-    };
-    if fields.next().is_some() {
-        return None;
-    }
-    let port = std::str::from_utf8(authority.strip_prefix(b"workload:")?).ok()?;
-    let is_plain = port.bytes().all(|byte| byte.is_ascii_digit()) && !port.starts_with('0');
-    let (carries, _) = CARRIES.iter().find(|(_, name)| *name == carries)?;
-    is_plain
-        .then(|| port.parse().ok())
-        .flatten()
-        .map(|port| (port, *carries))
-}
-
-fn take_ping<'a>(header: &FrameHeader, payload: &[u8], out: &mut Vec<u8>) -> Option<Event<'a>> {
-    if !header.flags.contains(Flags::ACK) {
-        frame(out, FrameType::Ping, Flags::ACK, 0, payload);
-    }
-    None
+fn say_go_away(out: &mut Vec<u8>, last_stream: u32, code: ErrorCode) {
+    let mut payload = last_stream.to_be_bytes().to_vec();
+    payload.extend_from_slice(&(code as u32).to_be_bytes());
+    frame(out, FrameType::GoAway, Flags::default(), 0, &payload);
 }
 
 fn frame(out: &mut Vec<u8>, kind: FrameType, flags: Flags, stream: u32, payload: &[u8]) {
@@ -633,52 +670,4 @@ fn number(bytes: &[u8]) -> u32 {
     bytes
         .first_chunk()
         .map_or(0, |chunk| u32::from_be_bytes(*chunk))
-}
-
-/// A literal without index, new name, no Huffman coding (RFC 7541 6.2.2); both lengths below 127.
-fn literal(block: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    debug_assert!(name.len() < 127 && value.len() < 127);
-    block.push(0);
-    block.push(name.len() as u8);
-    block.extend_from_slice(name);
-    block.push(value.len() as u8);
-    block.extend_from_slice(value);
-}
-
-/// Reads literals as [`literal`] writes them; `Some(None)` for anything else.
-struct Literals<'a>(&'a [u8]);
-
-impl<'a> Iterator for Literals<'a> {
-    type Item = Option<(&'a [u8], &'a [u8])>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_none() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
-
-impl<'a> Literals<'a> {
-    fn field(&mut self) -> Option<(&'a [u8], &'a [u8])> {
-        let (0, rest) = self.0.split_first().map(|(first, rest)| (*first, rest))? else {
-            return None;
-        };
-        let (name, rest) = string(rest)?;
-        let (value, rest) = string(rest)?;
-        self.0 = rest;
-        Some((name, value))
-    }
-}
-
-fn string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first()?;
-    // Bit 7 is Huffman coding, 127 begins a longer length (RFC 7541 5.1, 5.2).
-    (*length < 127)
-        .then(|| rest.split_at_checked(usize::from(*length)))
-        .flatten()
 }

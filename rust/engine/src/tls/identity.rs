@@ -36,6 +36,15 @@ struct Handed {
     bundle: Vec<String>,
 }
 
+/// Who a peer is, by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its SPIFFE ID.
+    pub(crate) name: String,
+    /// When its certificate expires: seconds since 1970, UTC.
+    pub(crate) expires_s: u64,
+}
+
 /// See the module's text.
 pub(crate) struct Identity {
     /// The SPIFFE ID of this sidecar.
@@ -66,8 +75,9 @@ impl Identity {
         let key = decode("key", &handed.key)?;
         let name = chain
             .first()
-            .and_then(|leaf| spiffe_id(leaf))
-            .ok_or("identity: the certificate has no SPIFFE ID")?;
+            .and_then(|leaf| svid(leaf))
+            .ok_or("identity: the certificate has no SPIFFE ID")?
+            .name;
         let provider = Arc::new(provider());
         let roots = Arc::new(roots);
         let (client, server) = configurations(&provider, &roots, &chain, &key)
@@ -89,10 +99,10 @@ impl Identity {
     }
 
     /// The identity of a peer whose chain rustls has verified, if it is one of our trust domain.
-    pub(crate) fn of_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<String> {
-        let name = spiffe_id(chain?.first()?)?;
-        let (domain, _) = name.strip_prefix("spiffe://")?.split_once('/')?;
-        (domain == self.trust_domain).then_some(name)
+    pub(crate) fn of_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
+        let peer = svid(chain?.first()?)?;
+        let (domain, _) = peer.name.strip_prefix("spiffe://")?.split_once('/')?;
+        (domain == self.trust_domain).then_some(peer)
     }
 }
 
@@ -177,7 +187,7 @@ impl ServerCertVerifier for ChainVerifier {
             now,
             self.algorithms.all,
         )?;
-        match spiffe_id(leaf) {
+        match svid(leaf) {
             Some(_) => Ok(ServerCertVerified::assertion()),
             None => Err(CertificateError::NotValidForName.into()),
         }
@@ -208,9 +218,9 @@ impl ServerCertVerifier for ChainVerifier {
     }
 }
 
-/// The SPIFFE ID of a leaf certificate: exactly one URI name, of the form of SPIFFE-ID 2, in a
+/// Whom a leaf certificate names: exactly one URI name, of the form of SPIFFE-ID 2, in a
 /// certificate that may sign nothing but its own handshakes (X.509-SVID 4).
-fn spiffe_id(leaf: &CertificateDer<'_>) -> Option<String> {
+fn svid(leaf: &CertificateDer<'_>) -> Option<Peer> {
     let (rest, certificate) = X509Certificate::from_der(leaf).ok()?;
     if !rest.is_empty() || certificate.is_ca() {
         return None;
@@ -229,7 +239,11 @@ fn spiffe_id(leaf: &CertificateDer<'_>) -> Option<String> {
         _ => None,
     });
     let uri = uris.next()?;
-    (uris.next().is_none() && is_spiffe_id(uri)).then(|| uri.to_owned())
+    let expires_s = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    (uris.next().is_none() && is_spiffe_id(uri)).then(|| Peer {
+        name: uri.to_owned(),
+        expires_s,
+    })
 }
 
 /// SPIFFE-ID 2: `spiffe://domain/segment/…`, no query, port, user, escapes, empty or dot segments.

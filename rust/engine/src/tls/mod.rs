@@ -15,8 +15,8 @@ mod identity;
 mod keys;
 mod session;
 
-pub(crate) use identity::Identity;
 #[cfg(test)]
 pub(crate) use identity::tests::Authority;
+pub(crate) use identity::{Identity, Peer};
 pub use keys::{certificate_request, generate_key};
 pub(crate) use session::Tls;

@@ -13,7 +13,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use meshfast_wire::frame::ALPN;
 
 use crate::buffer::Input;
-use crate::tls::Identity;
+use crate::tls::{Identity, Peer};
 
 /// Plain bytes that rustls may hold while the socket is full; more stays in the session's output.
 const SEND_QUEUE_BYTES: usize = 16 * 1024;
@@ -29,7 +29,7 @@ pub(crate) struct Tls {
     /// Who the peer must be; `None` takes anybody of the trust domain.
     expected: Option<String>,
     /// Who the peer is, once it has been checked.
-    peer: Option<String>,
+    peer: Option<Peer>,
     /// Why it ended, when it did.
     failure: Option<TlsFailure>,
 }
@@ -66,8 +66,8 @@ impl Tls {
     }
 
     /// Who the peer is; `None` until the handshake is done and checked.
-    pub(crate) fn peer(&self) -> Option<&str> {
-        self.peer.as_deref()
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
     }
 
     /// Why the connection ended, when TLS ended it.
@@ -120,7 +120,7 @@ impl Tls {
         if self
             .expected
             .as_ref()
-            .is_some_and(|expected| *expected != peer)
+            .is_some_and(|expected| *expected != peer.name)
         {
             return Err(TlsFailure("tls.peer_is_another"));
         }
@@ -232,8 +232,8 @@ mod tests {
             "nothing before the peer is checked"
         );
         while carry(&mut near, &mut far, step)? | carry(&mut far, &mut near, step)? {}
-        assert_eq!(near.tls.peer(), Some(server.name.as_str()));
-        assert_eq!(far.tls.peer(), Some(client.name.as_str()));
+        assert_eq!(near.tls.peer().map(|it| &it.name), Some(&server.name));
+        assert_eq!(far.tls.peer().map(|it| &it.name), Some(&client.name));
         assert_eq!(near.tls.seal(b"question"), 8);
         carry(&mut near, &mut far, step)?;
         assert_eq!(far.input.as_slice(), b"question");

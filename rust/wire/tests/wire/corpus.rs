@@ -41,6 +41,11 @@ fn frame_corpus_holds() {
 }
 
 #[test]
+fn mux_corpus_holds() {
+    replay("mux", invariants::mux);
+}
+
+#[test]
 fn sniff_corpus_holds() {
     replay("sniff", invariants::sniff);
 }

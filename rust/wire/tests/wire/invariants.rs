@@ -10,6 +10,7 @@ use meshfast_wire::h1::{
     BodyDecoder, BodyEncoder, BodyEvent, Framing, Header, Limits, Method, Name, RequestHead,
     ResponseHead, TargetForm, Version,
 };
+use meshfast_wire::mux::{Carries, Connection, Event, Role, STREAM_WINDOW_BYTES, STREAMS_MAX};
 use meshfast_wire::sniff::{Protocol, SNIFF_BYTES_MAX, sniff as sniff_bytes};
 
 /// Small enough that a fuzzer finds the limits.
@@ -176,6 +177,132 @@ pub fn frame(bytes: &[u8]) {
             FrameHeader::decode(&plain, payload_bytes_max),
             Ok(Some(header))
         );
+    }
+}
+
+/// What a connection of meshfast/1 came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    /// Events in words; bytes of one stream in a row are one event.
+    events: Vec<String>,
+    /// Bytes of the open streams so far.
+    open: std::collections::BTreeMap<u32, usize>,
+    sent: Vec<u8>,
+    refused: Option<&'static str>,
+}
+
+/// Streams that the caller's end opens before it hears anything.
+const OPENED: u32 = 3;
+
+/// What both ends say first: as a peer's start for the other.
+fn start_of(role: Role) -> Vec<u8> {
+    let mut start = Vec::new();
+    Connection::new(role, &mut start);
+    start
+}
+
+/// Behind a good start the same events, answers and refusal come of the bytes however they are cut;
+/// a stream has events only between its beginning and its end, and never more bytes than its credit.
+/// The first byte chooses the end, and whether it leaves at once.
+pub fn mux(bytes: &[u8]) {
+    let Some((choice, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let role = [Role::Client, Role::Server][usize::from(choice & 1)];
+    let leaves = choice & 2 != 0;
+    let whole = mux_told(role, leaves, bytes, &[]);
+    for cuts in cuts(bytes.len()) {
+        assert_eq!(mux_told(role, leaves, bytes, &cuts), whole);
+    }
+}
+
+fn mux_told(role: Role, leaves: bool, bytes: &[u8], cuts: &[usize]) -> Told {
+    let mut told = Told::default();
+    let mut connection = Connection::new(role, &mut told.sent);
+    let peer = [Role::Server, Role::Client][usize::from(role == Role::Server)];
+    let mut input = start_of(peer);
+    let frames_max = bytes.len() / FRAME_HEADER_BYTES + input.len();
+    for _ in 0..OPENED {
+        if let Some(stream) = connection.open(80, Carries::Tcp, &mut told.sent) {
+            told.open.insert(stream, 0);
+        }
+    }
+    if leaves {
+        connection.leave(&mut told.sent);
+    }
+    let before = told.sent.len();
+    let mut fed = 0;
+    for &cut in cuts.iter().chain([&bytes.len()]) {
+        input.extend_from_slice(&bytes[fed..cut]);
+        fed = cut;
+        match mux_take(&mut connection, role, &input, &mut told) {
+            Ok(used) => drop(input.drain(..used)),
+            Err(error) => {
+                told.refused = Some(error.detail());
+                break;
+            }
+        }
+        assert!(input.len() < FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_DEFAULT as usize);
+    }
+    assert!(connection.open_streams() <= STREAMS_MAX);
+    // An answer to a PING is the longest; a stream that is taken is answered twice.
+    let answers = told.sent.len() - before;
+    assert!(answers <= frames_max * 3 * (FRAME_HEADER_BYTES + 16));
+    told
+}
+
+/// Takes all events out of the input; how much of it was used.
+fn mux_take(
+    connection: &mut Connection,
+    role: Role,
+    input: &[u8],
+    told: &mut Told,
+) -> Result<usize, meshfast_wire::Error> {
+    let mut at = 0;
+    loop {
+        let (used, event) = connection.receive(&input[at..], &mut told.sent)?;
+        at += used;
+        let Some(event) = event else {
+            if used == 0 {
+                return Ok(at);
+            }
+            continue;
+        };
+        match event {
+            Event::Accepted(stream) => assert!(role == Role::Client && stream <= 2 * OPENED),
+            Event::Data(stream, data) => {
+                let count = told.open.get_mut(&stream).expect("data of an open stream");
+                *count += data.len();
+                assert!(!data.is_empty() && *count <= STREAM_WINDOW_BYTES as usize);
+                let said = format!("{stream}: bytes");
+                if told.events.last() != Some(&said) {
+                    told.events.push(said);
+                }
+                continue;
+            }
+            Event::Ended(stream) => {
+                let count = told
+                    .open
+                    .remove(&stream)
+                    .expect("the end of an open stream");
+                connection.consumed(stream, count, &mut told.sent);
+                connection.end(stream, &mut told.sent);
+            }
+            Event::GoAway(_) | Event::Writable(_) => {}
+            Event::Opened(stream, port, _) => {
+                assert!(role == Role::Server && stream % 2 == 1 && port > 0);
+                assert!(told.open.insert(stream, 0).is_none(), "opened once");
+                connection.accept(stream, &mut told.sent);
+            }
+            Event::Reset(stream, _) => {
+                let count = told
+                    .open
+                    .remove(&stream)
+                    .expect("a reset of an open stream");
+                connection.consumed(stream, count, &mut told.sent);
+            }
+        }
+        told.events.push(format!("{event:?}"));
     }
 }
 

@@ -1,9 +1,10 @@
 //! Two ends of a `meshfast/1` connection in one test: what one sends is fed to the other whole, and
 //! again one byte at a time.
 
-use meshfast_wire::frame::ErrorCode;
+use meshfast_wire::frame::{ErrorCode, STREAM_ID_MAX};
 use meshfast_wire::mux::{
-    CONNECTION_WINDOW_BYTES, Carries, Connection, Event, Role, STREAM_WINDOW_BYTES,
+    CONNECTION_WINDOW_BYTES, Carries, Connection, Event, LIMITS, Role, STREAM_WINDOW_BYTES,
+    STREAMS_MAX,
 };
 
 /// An event that owns its bytes.
@@ -342,6 +343,7 @@ fn refuses_what_breaks_the_protocol() {
             frame(4, 0, 0, &[0, 2, 0, 0, 0, 2]),
             "mux.settings",
         ),
+        ("padded data", frame(0, 8, 1, b"\0x"), "mux.stream"),
         (
             "a stream opened twice",
             [frame(1, 4, 1, OPENING), frame(1, 4, 1, OPENING)].concat(),
@@ -350,6 +352,288 @@ fn refuses_what_breaks_the_protocol() {
     ] {
         assert_eq!(refused(&bytes), detail, "{what}");
     }
+}
+
+/// A server end that has heard a client's start, with nothing spent.
+fn fresh_server() -> End {
+    let mut server = End::new(Role::Server);
+    let start = std::mem::take(&mut End::new(Role::Client).out);
+    server.feed(&start).unwrap();
+    server.connection.at(60_000);
+    server.out.clear();
+    server
+}
+
+fn opening(stream: u32) -> Vec<u8> {
+    frame(1, 4, stream, OPENING)
+}
+
+fn reset_of(stream: u32) -> Vec<u8> {
+    frame(3, 0, stream, &8u32.to_be_bytes())
+}
+
+/// That a refusal has this label and is answered with ENHANCE_YOUR_CALM.
+fn assert_calms(outcome: Result<(), meshfast_wire::Error>, detail: &str, what: &str) {
+    let error = outcome.expect_err(what);
+    assert_eq!(error.detail(), detail, "{what}");
+    assert_eq!(ErrorCode::of(&error), ErrorCode::EnhanceYourCalm, "{what}");
+}
+
+#[test]
+fn a_flood_of_frames_that_carry_nothing_ends_the_connection() {
+    for (what, flood) in [
+        ("PING", frame(6, 0, 0, &[7; 8])),
+        ("answers to no PING", frame(6, 1, 0, &[7; 8])),
+        ("SETTINGS", frame(4, 0, 0, &[0, 4, 0, 0, 255, 255])),
+        ("empty SETTINGS", frame(4, 0, 0, &[])),
+        ("answers to no SETTINGS", frame(4, 1, 0, &[])),
+        ("PRIORITY", frame(2, 0, 1, &[0; 5])),
+        ("WINDOW_UPDATE", frame(8, 0, 0, &1u32.to_be_bytes())),
+        ("GOAWAY", frame(7, 0, 0, &[0; 8])),
+        ("an unknown type", frame(250, 0, 0, &[])),
+        ("RST_STREAM of a stream that is over", reset_of(1)),
+    ] {
+        let mut server = fresh_server();
+        server.feed(&[opening(1), reset_of(1)].concat()).unwrap();
+        server.connection.at(120_000);
+        for _ in 0..LIMITS.idle_frames {
+            server.feed(&flood).expect(what);
+        }
+        assert_calms(server.feed(&flood), "mux.frame_flood", what);
+        let answers_max = LIMITS.idle_frames as usize * (9 + 8);
+        assert!(server.out.len() <= answers_max, "{what}");
+    }
+}
+
+#[test]
+fn a_flood_of_refused_openings_ends_the_connection() {
+    let mut server = fresh_server();
+    let code = ErrorCode::NoError;
+    server.connection.go_away(code, &mut server.out);
+    for count in 0..LIMITS.idle_frames {
+        server.feed(&opening(2 * count + 1)).unwrap();
+    }
+    let outcome = server.feed(&opening(2 * LIMITS.idle_frames + 1));
+    assert_calms(outcome, "mux.frame_flood", "refused openings");
+    assert!(server.seen.is_empty(), "none of them came through");
+}
+
+#[test]
+fn a_flood_of_answers_ends_the_connection() {
+    let mut pair = Pair::new(usize::MAX);
+    let stream = pair.open(1, Carries::Tcp);
+    let answer = frame(1, 4, stream, b"\0\x07:status\x03200");
+    let outcome = (0..=LIMITS.idle_frames).try_for_each(|_| pair.client.feed(&answer));
+    assert_calms(outcome, "mux.frame_flood", "answers");
+}
+
+#[test]
+fn time_gives_back_what_pings_have_cost() {
+    let mut server = fresh_server();
+    let ping = frame(6, 0, 0, &[7; 8]);
+    for second in 0..200 {
+        server.connection.at(60_000 + second * 1_000);
+        for _ in 0..LIMITS.idle_frames_per_second {
+            server.feed(&ping).unwrap();
+        }
+    }
+    let outcome = (0..=LIMITS.idle_frames).try_for_each(|_| server.feed(&ping));
+    assert_calms(outcome, "mux.frame_flood", "no more than that");
+}
+
+#[test]
+fn what_carries_something_never_uses_the_budget_up() {
+    // No time passes.
+    let mut pair = Pair::new(usize::MAX);
+    for _ in 0..3 * LIMITS.idle_frames {
+        let stream = pair.open(1, Carries::Http1);
+        pair.exchange();
+        pair.server
+            .connection
+            .send(stream, b"answer", &mut pair.server.out);
+        pair.exchange();
+        let code = ErrorCode::Cancel;
+        let client = &mut pair.client;
+        client.connection.reset(stream, code, &mut client.out);
+        pair.exchange();
+    }
+    let stream = pair.open(1, Carries::Tcp);
+    for _ in 0..3 * LIMITS.idle_frames {
+        let sent = pair.client.connection.send(
+            stream,
+            &[7; STREAM_WINDOW_BYTES as usize],
+            &mut pair.client.out,
+        );
+        assert_eq!(sent, STREAM_WINDOW_BYTES as usize);
+        pair.exchange();
+        pair.server.seen.clear();
+        let server = &mut pair.server;
+        server.connection.consumed(stream, sent, &mut server.out);
+        pair.exchange();
+    }
+}
+
+#[test]
+fn streams_reset_as_soon_as_opened_end_the_connection() {
+    let mut server = fresh_server();
+    let outcome = (0..LIMITS.judged_streams).try_for_each(|count| {
+        let stream = 2 * count + 1;
+        server.feed(&[opening(stream), reset_of(stream)].concat())
+    });
+    assert_calms(outcome, "mux.reset_flood", "within 500 streams");
+    let opened = server.seen.iter();
+    let opened = opened.filter(|seen| matches!(seen, Seen::Opened(..)));
+    assert_eq!(opened.count(), LIMITS.young_resets as usize + 1);
+}
+
+#[test]
+fn as_many_resets_as_ends_are_taken_and_one_more_is_not() {
+    let mut server = fresh_server();
+    let mut stream = 1;
+    let mut next = |server: &mut End, ends: bool| {
+        let opened = opening(stream);
+        let last = if ends {
+            frame(0, 1, stream, b"x")
+        } else {
+            reset_of(stream)
+        };
+        server.feed(&[opened, last].concat())?;
+        server.connection.end(stream, &mut server.out);
+        stream += 2;
+        Ok(())
+    };
+    for _ in 0..4 * LIMITS.judged_streams {
+        next(&mut server, false).unwrap();
+        next(&mut server, true).unwrap();
+    }
+    let outcome = (0..=LIMITS.young_resets).try_for_each(|_| next(&mut server, false));
+    assert_calms(outcome, "mux.reset_flood", "only resets");
+}
+
+#[test]
+fn streams_that_were_answered_or_lived_a_while_may_be_reset() {
+    for is_answered in [true, false] {
+        let mut server = fresh_server();
+        for count in 0..2 * LIMITS.judged_streams {
+            let stream = 2 * count + 1;
+            server.feed(&opening(stream)).unwrap();
+            if is_answered {
+                server.connection.accept(stream, &mut server.out);
+            } else {
+                let opened_ms = 60_000 + u64::from(count) * LIMITS.young_ms;
+                server.connection.at(opened_ms + LIMITS.young_ms);
+            }
+            server.feed(&reset_of(stream)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn empty_data_twice_in_a_row_ends_the_connection() {
+    let mut server = fresh_server();
+    let empty = frame(0, 0, 1, b"");
+    server.feed(&opening(1)).unwrap();
+    for _ in 0..10 {
+        server.feed(&empty).unwrap();
+        server.feed(&frame(0, 0, 1, b"x")).unwrap();
+    }
+    server.feed(&empty).unwrap();
+    assert_calms(server.feed(&empty), "mux.empty_flood", "two in a row");
+}
+
+#[test]
+fn settings_of_many_entries_end_the_connection() {
+    let entries = |count: usize| frame(4, 0, 0, &[0, 9, 0, 0, 0, 1].repeat(count));
+    let mut server = fresh_server();
+    server.feed(&entries(LIMITS.settings_entries)).unwrap();
+    let outcome = server.feed(&entries(LIMITS.settings_entries + 1));
+    assert_calms(outcome, "mux.settings_flood", "one entry more");
+}
+
+#[test]
+fn small_data_frames_are_held_by_the_credit_alone() {
+    let mut server = fresh_server();
+    server.feed(&opening(1)).unwrap();
+    let frames = frame(0, 0, 1, b"x").repeat(STREAM_WINDOW_BYTES as usize);
+    server.feed(&frames).unwrap();
+    let error = server.feed(&frame(0, 0, 1, b"x")).unwrap_err();
+    assert_eq!(error.detail(), "mux.flow_control");
+    assert!(server.out.is_empty(), "they are not answered");
+}
+
+#[test]
+fn a_ping_is_answered_with_its_own_bytes() {
+    let mut server = fresh_server();
+    server.feed(&frame(6, 0, 0, b"01234567")).unwrap();
+    assert_eq!(server.out, frame(6, 1, 0, b"01234567"));
+    server.out.clear();
+    server.feed(&frame(6, 1, 0, b"01234567")).unwrap();
+    assert!(server.out.is_empty(), "an answer is not answered");
+}
+
+#[test]
+fn who_leaves_takes_what_was_on_its_way_and_refuses_what_comes_after() {
+    both_ways(|pair| {
+        let early = pair.open(1, Carries::Http1);
+        pair.exchange();
+        pair.server.connection.leave(&mut pair.server.out);
+        assert!(!pair.server.connection.has_left());
+        let on_its_way = pair.open(1, Carries::Http1);
+        pair.exchange();
+        assert!(pair.server.connection.has_left());
+        assert!(!pair.client.connection.may_open());
+        let heard: Vec<&Seen> = pair.client.seen.iter().collect();
+        let last = Seen::GoAway(on_its_way);
+        assert_eq!(heard, [&Seen::GoAway(STREAM_ID_MAX), &last]);
+        for stream in [early, on_its_way] {
+            let opened = Seen::Opened(stream, 1, Carries::Http1);
+            assert!(pair.server.seen.contains(&opened));
+        }
+        let late = opening(on_its_way + 2);
+        pair.server.feed(&late).unwrap();
+        assert_eq!(pair.server.seen.len(), 2, "the late one is refused");
+        assert_eq!(pair.server.out, frame(3, 0, on_its_way + 2, &[0, 0, 0, 7]));
+    });
+}
+
+#[test]
+fn an_answer_to_another_ping_does_not_end_the_leaving() {
+    let mut server = fresh_server();
+    server.connection.leave(&mut server.out);
+    server.feed(&frame(6, 1, 0, b"01234567")).unwrap();
+    assert!(!server.connection.has_left());
+    let said = server.out.len();
+    server.connection.leave(&mut server.out);
+    assert_eq!(server.out.len(), said, "said once");
+}
+
+#[test]
+fn streams_above_the_limit_are_refused() {
+    let mut server = fresh_server();
+    let last = 2 * STREAMS_MAX as u32 + 1;
+    for stream in (1..last).step_by(2) {
+        server.feed(&opening(stream)).unwrap();
+    }
+    assert!(server.out.is_empty());
+    server.feed(&opening(last)).unwrap();
+    assert_eq!(server.out, frame(3, 0, last, &[0, 0, 0, 7]));
+    assert_eq!(server.connection.open_streams(), STREAMS_MAX);
+}
+
+#[test]
+fn frames_behind_a_reset_are_ignored_and_their_credit_comes_back() {
+    let mut server = fresh_server();
+    server.feed(&[opening(1), reset_of(1)].concat()).unwrap();
+    server.seen.clear();
+    let credit = (CONNECTION_WINDOW_BYTES + 65_535) as usize;
+    for _ in 0..2 * credit / 16_384 {
+        server.feed(&frame(0, 0, 1, &[7; 16_384])).unwrap();
+    }
+    assert!(server.seen.is_empty());
+    assert!(
+        !server.out.is_empty(),
+        "the connection's credit was renewed"
+    );
 }
 
 #[test]

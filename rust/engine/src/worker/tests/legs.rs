@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::tls::Authority;
+use meshfast_wire::mux::{LIMITS, PEER_STREAMS_MAX};
+use std::time::Duration;
 
 const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
 const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
@@ -12,12 +14,22 @@ const INBOUND: &str = r#"{"name":"front","direction":"inbound","protocol":"HTTP"
 struct Mesh {
     near: Bench,
     far: Bench,
+    authority: Authority,
 }
+
+/// How long a certificate of the tests lives unless they say otherwise.
+const LIFE: Duration = Duration::from_secs(86_400);
 
 impl Mesh {
     /// `expected` is whom the caller's proxy is told to find at the callee's.
     fn new(application: SocketAddr, expected: &str) -> Self {
+        Self::with_lives(application, expected, [LIFE, LIFE])
+    }
+
+    /// With certificates of the caller and of the callee that live this long.
+    fn with_lives(application: SocketAddr, expected: &str, lives: [Duration; 2]) -> Self {
         let authority = Authority::new();
+        let [near_life, far_life] = lives;
         let far_listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = application.port();
         let far_address = far_listener.local_addr().unwrap();
@@ -25,7 +37,7 @@ impl Mesh {
         let far = Bench::start(
             far_listener,
             &document(INBOUND, &far_cluster),
-            Some(&authority.hand_over(&[PAYMENT], |_| {})),
+            Some(&hand_over(&authority, PAYMENT, far_life)),
         );
         let name = format!("outbound|{port}||c.default");
         let near_cluster = cluster(&name, far_address, expected, r#"{"mode":"ISTIO_MUTUAL"}"#);
@@ -33,9 +45,43 @@ impl Mesh {
         let near = Bench::start(
             TcpListener::bind("127.0.0.1:0").unwrap(),
             &document(&front, &near_cluster),
-            Some(&authority.hand_over(&[ORDER], |_| {})),
+            Some(&hand_over(&authority, ORDER, near_life)),
         );
-        Self { near, far }
+        Self {
+            near,
+            far,
+            authority,
+        }
+    }
+
+    /// Calls, and returns the connections of the caller and of the application, which has not
+    /// answered yet.
+    fn call(&mut self, application: &TcpListener) -> (TcpStream, TcpStream) {
+        let mut client = TcpStream::connect(self.near.address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        let sent = |far: &Worker| {
+            far.exchanges
+                .iter()
+                .filter(|(_, it)| it.sent_us > 0)
+                .count()
+        };
+        let before = sent(&self.far.worker);
+        self.until("the call is at the application", |_, far| {
+            sent(far) > before
+        });
+        (client, application.accept().unwrap().0)
+    }
+
+    /// Answers a call.
+    fn answer(&mut self, (client, served): &mut (TcpStream, TcpStream)) {
+        served.write_all(ANSWER).unwrap();
+        assert_eq!(self.read(client, ANSWER.len()), ANSWER);
+    }
+
+    /// Lets time pass for both.
+    fn advance(&mut self, by: Duration) {
+        self.near.worker.clock.advance(by);
+        self.far.worker.clock.advance(by);
     }
 
     fn until(&mut self, what: &str, done: impl Fn(&Worker, &Worker) -> bool) {
@@ -68,6 +114,14 @@ impl Mesh {
         }
         read
     }
+}
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn hand_over(authority: &Authority, name: &str, life: Duration) -> String {
+    authority.hand_over(&[name], |params| {
+        params.not_after = (std::time::SystemTime::now() + life).into();
+    })
 }
 
 #[test]
@@ -259,4 +313,261 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
     });
     application.set_nonblocking(true).unwrap();
     assert!(application.accept().is_err(), "one call, one connection");
+}
+
+#[test]
+fn a_peer_for_whom_too_much_waits_loses_its_leg() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let leg = &mut mesh.far.worker.legs[0];
+    // As if it had asked for answers and read none.
+    leg.session.output.tail().resize(1 << 20, 0);
+    mesh.far.worker.queue(Key::Leg(0));
+    mesh.far.worker.drive(Key::Leg(0));
+    assert_eq!(mesh.far.worker.legs.len(), 1, "as much as is allowed");
+    mesh.far.worker.legs[0].session.output.tail().push(0);
+    mesh.far.worker.drive(Key::Leg(0));
+    assert!(mesh.far.worker.legs.is_empty(), "a byte more");
+    assert_eq!(rejected(&mesh.far), [("mux.output_flood".to_owned(), 1)]);
+}
+
+#[test]
+fn legs_count_in_the_limit_of_connections() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    mesh.far.worker.connections_max = 2;
+    let _first = TcpStream::connect(mesh.far.address).unwrap();
+    let _second = TcpStream::connect(mesh.far.address).unwrap();
+    mesh.until("two are accepted", |_, far| far.legs.len() == 2);
+    let _third = TcpStream::connect(mesh.far.address).unwrap();
+    mesh.until("the third waits", |_, far| far.accept_paused_until_ms != 0);
+    assert_eq!(mesh.far.worker.legs.len(), 2);
+    assert_eq!(rejected(&mesh.far), [("connection_limit".to_owned(), 1)]);
+}
+
+#[test]
+fn more_callers_of_a_cold_leg_than_a_leg_takes_get_a_second_one() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let callers = PEER_STREAMS_MAX + 1;
+    let mut clients = Vec::new();
+    for waiting in 1..=callers {
+        let mut client = TcpStream::connect(mesh.near.address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        clients.push(client);
+        mesh.near
+            .until("it waits", |worker| worker.upstreams.len() == waiting);
+    }
+    assert_eq!(mesh.near.worker.legs.len(), 2);
+    mesh.until("all are at the application", |_, far| {
+        let sent = far.exchanges.iter().filter(|(_, it)| it.sent_us > 0);
+        sent.count() == callers
+    });
+}
+
+#[test]
+fn a_caller_in_the_handshake_hears_that_the_application_leaves() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("the handshake has begun", |_, far| far.legs.len() == 1);
+    let handshaking = |worker: &Worker| worker.legs.iter().all(|(_, leg)| leg.peer().is_none());
+    assert!(handshaking(&mesh.near.worker) && handshaking(&mesh.far.worker));
+    mesh.far.worker.drain_inbound();
+    mesh.until("the caller's proxy knows its peer", |near, _| {
+        near.legs.iter().any(|(_, leg)| leg.peer().is_some())
+    });
+    mesh.until("the caller's proxy has left", |near, _| {
+        near.legs.iter().all(|(_, leg)| !leg.has_room())
+    });
+}
+
+#[test]
+fn a_drain_waits_for_the_last_bytes_of_a_leg() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    // A socket that is full: nothing more goes to the caller's proxy.
+    mesh.far.worker.legs[0].session.io.writable = false;
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    served.write_all(answer).unwrap();
+    mesh.far.until("the call is over", |worker| {
+        worker.exchanges.is_empty() && worker.downstreams.is_empty()
+    });
+    mesh.far.worker.drain(45_000, 0);
+    for _ in 0..10 {
+        let is_done = mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+        assert!(!is_done, "the answer is still here");
+    }
+    mesh.far.worker.legs[0].session.io.writable = true;
+    mesh.far.worker.dirty(Key::Leg(0));
+    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    mesh.until("nothing is left", |_, far| !far.is_called());
+    let is_done = mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+    assert!(is_done, "nothing holds the drain up any more");
+}
+
+/// A certificate of a minute, and the time after which its legs are left.
+const MINUTE: Duration = Duration::from_secs(60);
+const NEAR_ITS_END: Duration = Duration::from_secs(55);
+
+#[test]
+fn a_leg_is_left_before_the_callers_certificate_expires_and_open_streams_go_on() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = application.local_addr().unwrap();
+    let mut mesh = Mesh::with_lives(address, PAYMENT, [MINUTE, LIFE]);
+    let mut early = mesh.call(&application);
+    // Only the callee's proxy looks at its clock: it tells the caller's.
+    mesh.far.worker.clock.advance(NEAR_ITS_END);
+    mesh.until("the caller's proxy has left", |near, _| {
+        near.legs.iter().all(|(_, leg)| leg.is_leaving())
+    });
+    mesh.near.worker.identity = Some(mesh.authority.identity(ORDER));
+    let mut late = mesh.call(&application);
+    assert_eq!(mesh.near.worker.legs.len(), 2, "a leg for the new identity");
+    mesh.advance(MINUTE);
+    mesh.answer(&mut early);
+    mesh.until("the old leg is closed", |near, far| {
+        near.legs.len() == 1 && far.legs.len() == 1
+    });
+    mesh.answer(&mut late);
+    assert!(rejected(&mesh.far).is_empty(), "nothing was refused");
+}
+
+#[test]
+fn a_leg_is_left_before_the_callees_certificate_expires() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = application.local_addr().unwrap();
+    let mut mesh = Mesh::with_lives(address, PAYMENT, [LIFE, MINUTE]);
+    let mut early = mesh.call(&application);
+    mesh.near.worker.clock.advance(MINUTE / 2);
+    mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
+    assert!(!mesh.near.worker.legs[0].is_leaving(), "too early");
+    mesh.near.worker.clock.advance(NEAR_ITS_END - MINUTE / 2);
+    mesh.until("the caller's proxy leaves", |near, _| {
+        near.legs.iter().all(|(_, leg)| leg.is_leaving())
+    });
+    mesh.far.worker.identity = Some(mesh.authority.identity(PAYMENT));
+    let mut late = mesh.call(&application);
+    assert_eq!(mesh.near.worker.legs.len(), 2);
+    mesh.answer(&mut early);
+    mesh.until("the old leg is closed", |near, _| near.legs.len() == 1);
+    mesh.answer(&mut late);
+}
+
+#[test]
+fn an_expired_caller_opens_no_stream_and_keeps_those_it_has() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = application.local_addr().unwrap();
+    let mut mesh = Mesh::with_lives(address, PAYMENT, [MINUTE, LIFE]);
+    let mut early = mesh.call(&application);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.near.until("a second call is on its way", |worker| {
+        let mut all = worker.upstreams.iter();
+        all.all(|(_, it)| it.is_connected) && worker.upstreams.len() == 2
+    });
+    // The stream comes in the same turn in which the time is over.
+    mesh.far.worker.clock.advance(MINUTE);
+    mesh.until("it is refused", |near, _| near.exchanges.len() == 1);
+    assert_eq!(mesh.far.worker.exchanges.len(), 1);
+    application.set_nonblocking(true).unwrap();
+    assert!(application.accept().is_err(), "the application saw nothing");
+    let refused = ("tls.certificate_expired".to_owned(), 1);
+    assert!(rejected(&mesh.far).contains(&refused));
+    assert_eq!(mesh.read(&mut client, 12), b"HTTP/1.1 503");
+    mesh.until("no leg is left for further ones", |near, _| {
+        near.legs.iter().all(|(_, leg)| leg.is_leaving())
+    });
+    mesh.answer(&mut early);
+}
+
+#[test]
+fn a_call_on_its_way_when_the_application_leaves_is_still_taken() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    mesh.answer(&mut early);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.near.until("a call is on its way", |worker| {
+        worker.upstreams.iter().any(|(_, it)| it.is_connected)
+    });
+    mesh.far.worker.drain_inbound();
+    mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+    assert_eq!(mesh.far.worker.inbound, Inbound::Leaving);
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    // Over the connection of the first call.
+    mesh.answer(&mut (client, early.1));
+    mesh.until("the last call has ended", |_, far| {
+        far.inbound == Inbound::Left
+    });
+}
+
+#[test]
+fn a_caller_that_does_not_hear_holds_the_leaving_up_for_a_second() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    mesh.answer(&mut early);
+    mesh.until("the call is over", |_, far| far.downstreams.is_empty());
+    // From now on the caller's proxy is stopped.
+    mesh.far.worker.drain_inbound();
+    mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+    assert_eq!(mesh.far.worker.inbound, Inbound::Leaving);
+    mesh.far.worker.clock.advance(Duration::from_secs(1));
+    mesh.far.until("it is not waited for any more", |worker| {
+        worker.inbound == Inbound::Left
+    });
+}
+
+#[test]
+fn a_flood_on_a_leg_is_told_to_calm_down_and_counted() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let (mut client, _served) = mesh.call(&application);
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let many = LIMITS.idle_frames as usize / 2;
+    let seconds = LIMITS.idle_frames / LIMITS.idle_frames_per_second + 1;
+    for pings in [many, many, many, 2 * many + 1] {
+        let session = &mut mesh.near.worker.legs[0].session;
+        session.output.tail().extend_from_slice(&ping.repeat(pings));
+        mesh.near.worker.dirty(Key::Leg(0));
+        for _ in 0..10 {
+            mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
+            mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+        }
+        assert_eq!(mesh.far.worker.legs.is_empty(), pings > many, "{pings}");
+        mesh.advance(Duration::from_secs(seconds.into()));
+    }
+    mesh.until("the leg is gone", |near, far| {
+        near.legs.is_empty() && far.legs.is_empty()
+    });
+    assert_eq!(rejected(&mesh.far), [("mux.frame_flood".to_owned(), 1)]);
+    assert_eq!(mesh.read(&mut client, 12), b"HTTP/1.1 503");
+    let log = String::from_utf8(mesh.far.memory.drain_access_log(100_000)).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<serde_json::Map<String, serde_json::Value>> = lines.collect();
+    let keys = |line: &serde_json::Map<String, _>| {
+        let names = line.keys().cloned();
+        names.collect::<std::collections::BTreeSet<String>>()
+    };
+    let of_leg = lines.iter().find(|it| it["protocol"] == "meshfast/1");
+    let of_call = lines.iter().find(|it| it["protocol"] != "meshfast/1");
+    let (of_leg, of_call) = (of_leg.unwrap(), of_call.unwrap());
+    assert_eq!(of_leg["response_code_details"], "mux.frame_flood");
+    assert_eq!(keys(of_leg), keys(of_call));
 }
