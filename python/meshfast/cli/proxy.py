@@ -17,6 +17,7 @@ from click.core import ParameterSource
 import meshfast
 from meshfast.cli import launch
 from meshfast.cli.cpu import cpus
+from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
 from meshfast.resources import render_json, render_yaml
@@ -95,6 +96,7 @@ class Duration(click.ParamType[int]):
     show_default=True,
     help="File for one JSON line per request; off for none.",
 )
+@tracing_options
 @click.option(
     "-l",
     "--log-level",
@@ -155,7 +157,14 @@ def proxy(
         access_log = str(Path(access_log).absolute())
     launch.serve(
         launch.Options(
-            source=msgspec.structs.replace(source, access_log=access_log),
+            source=msgspec.structs.replace(
+                source,
+                access_log=access_log,
+                zipkin_address=options["zipkin_address"],
+                sampling_parts_per_million=sampling_ppm(
+                    options["zipkin_address"], options["trace_sampling"]
+                ),
+            ),
             workers=workers or min(cpus(), WORKERS_MAX),
             drain_ms=options["drain_ms"],
             metrics_address=options["metrics_address"],
@@ -198,6 +207,7 @@ def _validate(source: Source, output: str) -> int:
         notes = without_effect(resources)
         build_loaded(
             resources,
+            source,
             generation=1,
             allocator=SlotAllocator(),
             resolve=lambda host: [],

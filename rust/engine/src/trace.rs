@@ -183,7 +183,7 @@ impl TraceContext {
 
     fn write_traceparent(&self, out: &mut Vec<u8>) {
         let kept = self.flags.unwrap_or(0) & FLAG_RANDOM;
-        let flags = kept | u8::from(self.sampling.is_sampled()) * FLAG_SAMPLED;
+        let flags = kept | (u8::from(self.sampling.is_sampled()) * FLAG_SAMPLED);
         out.extend_from_slice(b"traceparent: 00-");
         out.extend_from_slice(&self.trace_id);
         out.push(b'-');
