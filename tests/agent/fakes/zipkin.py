@@ -6,7 +6,7 @@ import http.server
 import json
 import threading
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 
 class FakeZipkin:
@@ -21,7 +21,7 @@ class FakeZipkin:
         fake = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version: ClassVar[str] = "HTTP/1.1"
+            protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 fake.take(self)
