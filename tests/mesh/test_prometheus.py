@@ -1,7 +1,8 @@
-"""A real Prometheus scrapes every sidecar of a mesh and answers what operators ask."""
+"""A real Prometheus scrapes every sidecar of a mesh and answers the queries of docs/mesh.md."""
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.mesh.chain import Chain
 from tests.mesh.harness import DEADLINE_S, wait_until
 from tests.mesh.servers import Prometheus
+from tests.repository import text
 
 REQUESTS, FAILING, SLOW = 100, 10, 20
 
 INVENTORY = '{reporter="destination",destination_service_name="inventory"}'
 PAYMENT = 'reporter="source",destination_service_name="payment-service"'
-P99 = f"""histogram_quantile(0.99,
-    sum by (le) (rate(istio_request_duration_milliseconds_bucket{INVENTORY}[2m])))"""
-ERROR_RATE = f"""sum(rate(istio_requests_total{{{PAYMENT},response_code=~"5.."}}[2m]))
-    / sum(rate(istio_requests_total{{{PAYMENT}}}[2m]))"""
 TOTAL = f"sum(istio_requests_total{INVENTORY})"
 IDENTITY = f"""sum(istio_requests_total{{{PAYMENT},
     source_workload_namespace="default",source_canonical_service="order"}})"""
@@ -38,6 +36,13 @@ def prometheus(chain: Chain, tmp_path: Path) -> Iterator[Prometheus]:
     server = Prometheus(tmp_path, chain.metrics_addresses())
     yield server
     server.close()
+
+
+def queries() -> list[str]:
+    """The queries of the page, in order, about this chain's payment-service."""
+    page = text(Path("docs/mesh.md"))
+    written = re.findall(r"^```promql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [query.replace('"payment"', '"payment-service"') for query in written]
 
 
 def served(chain: Chain) -> float:
@@ -66,10 +71,10 @@ def test_prometheus_answers_p99_and_error_rate(chain: Chain, prometheus: Prometh
     wait_until(lambda: prometheus.ask(TOTAL) == before + REQUESTS, "all calls were scraped")
     wait_until(lambda: prometheus.ask(failed) == 1 + FAILING, "all failures were scraped")
 
-    error_rate = prometheus.ask(ERROR_RATE)
-    assert error_rate == pytest.approx(FAILING / REQUESTS, abs=0.01)
+    p99, error_rate = queries()
+    assert prometheus.ask(error_rate) == pytest.approx(FAILING / REQUESTS, abs=0.01)
     # Of 20 % that take 60 ms; the bucket is (50, 100], a busy machine may need a higher one.
-    p99_ms = prometheus.ask(P99)
+    p99_ms = prometheus.ask(p99)
     assert p99_ms is not None
     assert 50 < p99_ms < 2_500
     assert (prometheus.ask(IDENTITY) or 0) >= REQUESTS
