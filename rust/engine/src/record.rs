@@ -55,6 +55,7 @@ impl Worker {
     pub(crate) fn record(&mut self, exchange_id: usize) {
         let exchange = &self.exchanges[exchange_id];
         let duration_us = self.clock.now_us() - exchange.started_us;
+        let is_traced = exchange.trace.as_ref().is_some_and(|it| it.is_recorded);
         if exchange.carries == Carries::Http {
             let sample = HttpSample {
                 duration_us,
@@ -63,7 +64,9 @@ impl Worker {
             };
             let series = self.series_of(exchange_id);
             self.share.series.add_http(series, sample);
-            self.record_span(exchange_id, duration_us);
+            if is_traced {
+                self.record_span(exchange_id, duration_us);
+            }
         } else {
             self.report_tunnel(exchange_id, 1);
         }

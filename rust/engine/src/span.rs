@@ -32,10 +32,10 @@ use crate::worker::Worker;
 const VALUE_BYTES_MAX: usize = 256;
 
 impl Worker {
-    /// Writes the span of an exchange that ends now, if its trace is sampled.
+    /// Writes the span of an exchange that ends now and whose trace is sampled.
     pub(crate) fn record_span(&mut self, exchange_id: usize, duration_us: u64) {
         let exchange = &self.exchanges[exchange_id];
-        let Some(trace) = exchange.trace.as_ref().filter(|it| it.is_recorded) else {
+        let Some(trace) = exchange.trace.as_ref() else {
             return;
         };
         let downstream = &self.downstreams[exchange.downstream];
@@ -172,7 +172,9 @@ impl<'e> Hop<'e> {
         span.tag("upstream_cluster", cluster.as_bytes());
         span.tag("upstream_cluster.name", cluster.as_bytes());
         if let Some(address) = &exchange.upstream_address {
-            span.tag("upstream_address", address.to_string().as_bytes());
+            let mut written = Vec::new();
+            text::address(&mut written, address);
+            span.tag("upstream_address", &written);
         }
     }
 

@@ -160,11 +160,9 @@ impl TraceContext {
 
     /// The trace's identifier as B3 and Zipkin write it: one of 64 bits has 16 digits.
     pub(crate) fn b3_trace_id(&self) -> &[u8] {
-        let (high, low) = self.trace_id.split_at(16);
-        if high == b"0000000000000000" {
-            low
-        } else {
-            &self.trace_id
+        match self.trace_id.split_first_chunk::<16>() {
+            Some((b"0000000000000000", low)) => low,
+            _ => &self.trace_id,
         }
     }
 
@@ -572,7 +570,8 @@ mod tests {
     fn a_recorded_hop_is_a_child_of_the_span_that_came_in_the_form_it_came_in() {
         let caller = "00f067aa0ba902b7";
         let multi = format!("x-b3-traceid: {TRACE}\r\nx-b3-spanid: {caller}\r\n");
-        let forms: [(String, fn(&str) -> String); 5] = [
+        type Expected = fn(&str) -> String;
+        let forms: [(String, Expected); 5] = [
             (
                 format!("traceparent: 00-{TRACE}-{caller}-03\r\ntracestate: a=b\r\n"),
                 |span| format!("traceparent: 00-{TRACE}-{span}-03\r\n"),
