@@ -71,6 +71,13 @@ def test_a_share_without_a_server_is_refused() -> None:
         sampling_ppm(None, 10_000)
 
 
+def test_validation_refuses_a_share_without_a_server_too() -> None:
+    arguments = ["proxy", "--listen", ":1", "--to", "a:1", "--trace-sampling", "5"]
+    result = CliRunner().invoke(app, [*arguments, "--mode", "validate"])
+    assert isinstance(result.exception, ConfigError)
+    assert "give --zipkin-address too" in str(result.exception)
+
+
 def test_a_proxy_records_spans_only_for_a_server(tmp_path: Path) -> None:
     def tracing(source: Source) -> Tracing | None:
         data = compile_source(

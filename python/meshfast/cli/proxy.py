@@ -136,7 +136,12 @@ def proxy(
         meshfast proxy --listen :8080 --to 127.0.0.1:9000
         meshfast proxy --listen :3128 --forward
     """
-    source = _source(config_path, listen, to, forward)
+    zipkin = options["zipkin_address"]
+    source = msgspec.structs.replace(
+        _source(config_path, listen, to, forward),
+        zipkin_address=zipkin,
+        sampling_parts_per_million=sampling_ppm(zipkin, options["trace_sampling"]),
+    )
     if mode == "validate":
         if output == "yaml":
             raise click.UsageError("--mode validate prints text or json")
@@ -157,14 +162,7 @@ def proxy(
         access_log = str(Path(access_log).absolute())
     launch.serve(
         launch.Options(
-            source=msgspec.structs.replace(
-                source,
-                access_log=access_log,
-                zipkin_address=options["zipkin_address"],
-                sampling_parts_per_million=sampling_ppm(
-                    options["zipkin_address"], options["trace_sampling"]
-                ),
-            ),
+            source=msgspec.structs.replace(source, access_log=access_log),
             workers=workers or min(cpus(), WORKERS_MAX),
             drain_ms=options["drain_ms"],
             metrics_address=options["metrics_address"],
