@@ -98,6 +98,12 @@ class SharedMemory:
         One process may drain at a time.
         """
 
+    def drain_spans(self, limit: int) -> bytes:
+        """Take whole spans (Zipkin v2, JSON, one a line) out of all rings; empty without any.
+
+        At most `limit` bytes of each ring. One process may drain at a time.
+        """
+
 @final
 class WorkerStats:
     """What one worker slot says. Counters survive the worker's death, gauges do not."""
@@ -134,6 +140,8 @@ class WorkerStats:
     def access_log_dropped(self) -> int: ...
     @property
     def series_overflow(self) -> int: ...
+    @property
+    def spans_dropped(self) -> int: ...
 
 @final
 class Histogram:

@@ -30,6 +30,8 @@ NAMES = {
     "meshfast_rejected_total": "counter",
     "meshfast_access_log_dropped_total": "counter",
     "meshfast_series_overflow_total": "counter",
+    "meshfast_spans_dropped_total": "counter",
+    "meshfast_spans_posted_total": "counter",
     "meshfast_upstream_active_requests": "gauge",
     "meshfast_build_info": "gauge",
     "meshfast_config_generation": "gauge",
@@ -134,13 +136,15 @@ def test_the_longest_loop_turn_is_in_seconds(tmp_path: Path) -> None:
 
 def test_dropped_lines_are_those_of_workers_and_of_the_agent(tmp_path: Path) -> None:
     workers = [
-        recorded.worker(access_log_dropped=5, series_overflow=1),
+        recorded.worker(access_log_dropped=5, series_overflow=1, spans_dropped=3),
         recorded.worker(slot=1, state="gone", access_log_dropped=6, series_overflow=2),
     ]
     scrape = Scrape(tmp_path, workers=workers)
     scrape.facts.access_log_dropped = 100
+    scrape.facts.spans_dropped = 10
     assert scrape.values("meshfast_access_log_dropped_total") == [111]
     assert scrape.values("meshfast_series_overflow_total") == [3]
+    assert scrape.values("meshfast_spans_dropped_total") == [13]
 
 
 def test_active_requests_are_told_for_every_endpoint_of_the_snapshot(tmp_path: Path) -> None:

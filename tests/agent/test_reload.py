@@ -150,6 +150,11 @@ def test_no_access_log_stays_none_for_workers_too(start: Start, tmp_path: Path) 
     assert edge.reload(7001)["access_log_disabled"] is False
 
 
+def test_tracing_outlives_a_reload(start: Start, tmp_path: Path) -> None:
+    edge = Edge(start, tmp_path, zipkin_address="127.0.0.1:1", sampling_parts_per_million=250_000)
+    assert edge.reload(7001)["tracing"] == {"sampling_parts_per_million": 250_000}
+
+
 def test_a_bound_listener_is_not_asked_for_again(edge: Edge) -> None:
     edge.reload(7001)
     edge.agent.send(type="reload")

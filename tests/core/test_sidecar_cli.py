@@ -18,6 +18,7 @@ from meshfast.cli import app
 from meshfast.cli import sidecar as cli
 from meshfast.discovery.token import JoinToken
 from meshfast.errors import ConfigError
+from meshfast.policy.document import Tracing
 from meshfast.supervisor.settings import Settings
 
 TOKEN = JoinToken(
@@ -51,6 +52,8 @@ GIVEN: dict[str, Any] = {
     "instance": None,
     "runtime_dir": "/run/meshfast",
     "access_log": "off",
+    "zipkin_address": None,
+    "trace_sampling": None,
 }
 JOINING = {"MESHFAST_TOKEN": TOKEN.text()}
 
@@ -311,3 +314,19 @@ def test_state_is_kept_where_it_outlives_a_reboot(
     environment: dict[str, str], uid: int, expected: str
 ) -> None:
     assert cli.default_state_dir(environment, uid) == expected
+
+
+# tracing
+
+
+def test_a_sidecar_records_spans_when_it_has_a_zipkin_server(planner: Planner) -> None:
+    plan = planner.plan(zipkin_address="zipkin:9411", trace_sampling=250_000)
+    assert plan.mesh.sidecar.tracing == Tracing(sampling_parts_per_million=250_000)
+    assert planner.settings(plan)["agent"]["zipkin_address"] == "zipkin:9411"
+    default = planner.plan(zipkin_address="zipkin:9411")
+    assert default.mesh.sidecar.tracing == Tracing(sampling_parts_per_million=10_000)
+    without = planner.plan()
+    assert without.mesh.sidecar.tracing is None
+    assert planner.settings(without)["agent"]["zipkin_address"] is None
+    with pytest.raises(ConfigError, match="give --zipkin-address too"):
+        planner.plan(trace_sampling=1)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.agent.fakes.zipkin import FakeZipkin
 from tests.mesh.harness import free_port, wait_until
 from tests.repository import text
 
@@ -74,7 +75,7 @@ class Terminal:
 
 
 def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
-    control, tokens, payment, order, questions = blocks()
+    control, tokens, payment, order, questions, traced = blocks()
     terminal = Terminal(tmp_path)
     (tmp_path / "greeting.txt").write_text("hello")
     with terminal.running(control, "control", "control plane ready"):
@@ -86,3 +87,11 @@ def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
             answer = terminal.run(questions)
             assert "SYNCED" in answer
             assert "0 found" in answer
+            zipkin = FakeZipkin()
+            try:
+                terminal.run(traced.replace("127.0.0.1:9411", zipkin.address))
+                assert [span["localEndpoint"]["serviceName"] for span in zipkin.spans] == [
+                    "order.default"
+                ]
+            finally:
+                zipkin.close()

@@ -80,7 +80,7 @@ def _compile(request: dict[str, Any], running: Document, snapshots: Snapshots) -
     allocator = SlotAllocator.from_document(running)
     allocator.reserve({(cluster, address): slot for cluster, address, slot in request["reserved"]})
     try:
-        encoded, blob = build_source(
+        _, blob = build_source(
             _source_of_copy(source, request["kept"]),
             generation=request["generation"],
             allocator=allocator,
@@ -90,7 +90,8 @@ def _compile(request: dict[str, Any], running: Document, snapshots: Snapshots) -
     except ConfigError as error:
         return {"problems": [_text(problem, source) for problem in error.problems]}
     _write(4, blob)
-    document = decode_document(encoded)
+    # Both as the snapshot compiler writes them: what policy leaves out is null there.
+    document = decode_document(snapshots.describe(blob).encode())
     return {
         "changed": _difference(document, running),
         "hosts": hosts.used,

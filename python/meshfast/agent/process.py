@@ -7,7 +7,7 @@ channel; SIGUSR1 and the message `reopen` reopen the access log. Ready (`/health
 `serving` to `drain`; in a mesh not before there is an identity and a configuration.
 
 Invariant: whatever ends the agent in order, the lines that workers wrote until then are moved to
-the access log, as far as its output takes them within a second.
+the access log, as far as its output takes them within a second, and their spans to Zipkin likewise.
 
 Tests: tests/agent/test_agent.py.
 """
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from meshfast.agent.mesh import Keys, Mesh
     from meshfast.agent.mesh_publisher import MeshPublisher
     from meshfast.agent.resolver import Lookup
+    from meshfast.agent.spans import SpanExporter
     from meshfast.telemetry.source import Source
 
 __all__ = ["Agent", "main"]
@@ -103,6 +104,13 @@ class Agent:
         self._control = Channel(
             self._loop, settings.control_fd, self._on_message, self._on_supervisor_gone
         )
+        self._spans: SpanExporter | None = None
+        if settings.zipkin_address is not None:
+            from meshfast.agent.spans import SpanExporter
+
+            self._spans = SpanExporter(
+                self._loop, source, self._facts, self._log, resolver, settings.zipkin_address
+            )
         self._mesh: Mesh | None = None
         self._publisher: Publisher | MeshPublisher
         if settings.mesh is None:
@@ -143,11 +151,13 @@ class Agent:
             self._mesh.start()
 
     def run(self) -> None:
-        """Serve until `stop` or the supervisor's end, then move the last access-log lines."""
+        """Serve until `stop` or the supervisor's end, then move the last lines and spans."""
         self._loop.run()
         if self._mesh is not None:
             self._mesh.finish()
         self._access_log.finish(FLUSH_S)
+        if self._spans is not None:
+            self._spans.finish(FLUSH_S)
 
     def _watch_signals(self) -> None:
         for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -14,6 +14,7 @@ comes from the command line and goes through the supervisor unread. Its keys, al
 
 - `config_path`, or `listen` with `to` or `forward`: the source, as in `meshfast.policy.Source`.
 - `access_log`: `/dev/stdout` (default), `/dev/stderr`, a path, or `off`.
+- `zipkin_address`: `host:port` of the server that spans are posted to; without it none are.
 - `dns_refresh_s`: seconds between two looks at the host names of the configuration; default 5.
 - `mesh`: `meshfast.agent.mesh.MeshSettings`; a sidecar of a mesh, and no source.
 - `version`: for `meshfast_build_info`; asking the installed distribution would cost 5.6 MB here.
@@ -65,5 +66,6 @@ class Settings:
         self.source = agent if agent.get("config_path") or agent.get("listen") else {}
         self.mesh: dict[str, Any] | None = agent.get("mesh")
         self.access_log: str = agent.get("access_log", "/dev/stdout")
+        self.zipkin_address: str | None = agent.get("zipkin_address")
         self.dns_refresh_s: float = agent.get("dns_refresh_s", 5.0)
         self.product_version: str = agent.get("version", "unknown")

@@ -70,11 +70,11 @@ def serve(options: Options) -> NoReturn:
     resources = load_source(options.source)
     document, snapshot = build_loaded(
         resources,
+        options.source,
         generation=FIRST_GENERATION,
         allocator=SlotAllocator(),
         resolve=resolve,
         build=_core.Snapshot.build,
-        access_log_disabled=options.source.access_log == "off",
     )
     if sys.stderr is not None:  # closed by whoever started us
         for note in without_effect(resources):

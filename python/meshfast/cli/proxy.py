@@ -17,6 +17,7 @@ from click.core import ParameterSource
 import meshfast
 from meshfast.cli import launch
 from meshfast.cli.cpu import cpus
+from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
 from meshfast.resources import render_json, render_yaml
@@ -95,6 +96,7 @@ class Duration(click.ParamType[int]):
     show_default=True,
     help="File for one JSON line per request; off for none.",
 )
+@tracing_options
 @click.option(
     "-l",
     "--log-level",
@@ -134,7 +136,12 @@ def proxy(
         meshfast proxy --listen :8080 --to 127.0.0.1:9000
         meshfast proxy --listen :3128 --forward
     """
-    source = _source(config_path, listen, to, forward)
+    zipkin = options["zipkin_address"]
+    source = msgspec.structs.replace(
+        _source(config_path, listen, to, forward),
+        zipkin_address=zipkin,
+        sampling_parts_per_million=sampling_ppm(zipkin, options["trace_sampling"]),
+    )
     if mode == "validate":
         if output == "yaml":
             raise click.UsageError("--mode validate prints text or json")
@@ -198,6 +205,7 @@ def _validate(source: Source, output: str) -> int:
         notes = without_effect(resources)
         build_loaded(
             resources,
+            source,
             generation=1,
             allocator=SlotAllocator(),
             resolve=lambda host: [],

@@ -34,10 +34,11 @@ from meshfast.agent.mesh import MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.proxy import LOG_LEVELS, Duration
+from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.discovery.token import JoinToken, TokenError
 from meshfast.errors import ConfigError
 from meshfast.policy import SlotAllocator
-from meshfast.policy.document import encode_document
+from meshfast.policy.document import Tracing, encode_document
 from meshfast.policy.sidecar import Sidecar, Upstream, compose
 from meshfast.resources.texts import CHECKS
 from meshfast.supervisor.launch import launch as become_supervisor
@@ -93,6 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     access_log: str
     log_level: str
     proxy_url: str
+    zipkin_address: str | None = None
     command: tuple[str, ...] = ()
 
 
@@ -126,6 +128,7 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
                  help="IP that others reach this host by.  [default: towards the control plane]"),
     click.option("--key-storage", type=click.Choice(["disk", "memory"]), default="disk",
                  show_default=True, help="memory: a restart needs the control plane and a token."),
+    tracing_options,
     click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=WORKERS,
                  show_default=True, help="Worker processes."),
     click.option("--drain-time", "drain_ms", type=Duration(), default="45s", show_default=True,
@@ -191,6 +194,8 @@ def make_plan(
     outbound, inbound = given["outbound_address"], given["inbound_address"]
     for option, address in (("--outbound-address", outbound), ("--inbound-address", inbound)):
         _check_address(option, address)
+    zipkin = given["zipkin_address"]
+    share = sampling_ppm(zipkin, given["trace_sampling"])
     domain = membership.trust_domain
     facts = Sidecar(
         service=membership.service,
@@ -205,6 +210,7 @@ def make_plan(
         upstreams=tuple(map(_upstream, given["upstreams"])),
         credential_sha256=hashlib.sha256(credential).hexdigest(),
         access_log_disabled=given["access_log"] == "off",
+        tracing=None if zipkin is None else Tracing(sampling_parts_per_million=share),
     )
     proxy_url = f"http://{instance}:{secret}@{{outbound}}"
     runtime_dir = given["runtime_dir"] or launch.default_runtime_dir(environment, os.getuid())
@@ -234,6 +240,7 @@ def make_plan(
         access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
         log_level=given["log_level"],
         proxy_url=proxy_url,
+        zipkin_address=zipkin,
         command=tuple(command),
     )
 
@@ -300,6 +307,7 @@ def settings(
         "agent": {
             "mesh": msgspec.to_builtins(plan.mesh),
             "access_log": plan.access_log,
+            "zipkin_address": plan.zipkin_address,
             "version": meshfast.__version__,
         },
         "app": {"command": list(plan.command), "env": variables} if plan.command else None,

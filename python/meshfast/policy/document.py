@@ -28,6 +28,7 @@ __all__ = [
     "Service",
     "StringMatch",
     "TcpRoute",
+    "Tracing",
     "VirtualHost",
     "Workload",
     "decode_document",
@@ -172,6 +173,12 @@ class Listener(_Part, frozen=True, kw_only=True):
         return self.name.partition("/")[2]
 
 
+class Tracing(_Part, frozen=True, kw_only=True):
+    """Spans are recorded; of the traces that begin here this share, 0 to 1,000,000, is sampled."""
+
+    sampling_parts_per_million: int
+
+
 class Document(_Part, frozen=True, kw_only=True):
     """Everything that workers need to know of one generation."""
 
@@ -181,6 +188,7 @@ class Document(_Part, frozen=True, kw_only=True):
     listeners: tuple[Listener, ...]
     clusters: tuple[Cluster, ...]
     access_log_disabled: bool = False
+    tracing: Tracing | None = None
 
 
 def encode_document(document: Document) -> bytes:

@@ -38,6 +38,7 @@ from meshfast.policy.document import (
     ListenerTls,
     Service,
     TcpRoute,
+    Tracing,
     VirtualHost,
     Workload,
     encode_document,
@@ -98,6 +99,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[Upstream, ...] = ()
     credential_sha256: str | None = None
     access_log_disabled: bool = False
+    tracing: Tracing | None = None
 
 
 class SidecarEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,6 +206,7 @@ def compose(
             for name, cluster in sorted(clusters.items())
         ),
         access_log_disabled=sidecar.access_log_disabled,
+        tracing=sidecar.tracing,
     )
 
 

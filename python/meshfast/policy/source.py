@@ -17,7 +17,7 @@ import msgspec
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy.blame import locate
 from meshfast.policy.compile import compile
-from meshfast.policy.document import encode_document
+from meshfast.policy.document import Document, Tracing, encode_document
 from meshfast.policy.forward import forward_proxy, static_forward
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded, load_file, load_text, render_yaml
@@ -43,7 +43,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     - `listen` and `to`: what `proxy --listen A --to B` stands for.
     - `listen` and `forward`: an HTTP forward proxy.
 
-    `access_log` is where lines go; `off` means that workers need not write any.
+    `access_log` is where lines go; `off` means that workers need not write any. `zipkin_address`,
+    `host:port`, is where spans go; without it none are recorded. Of the traces that begin here
+    `sampling_parts_per_million` are sampled.
     Unknown keys are skipped, so `msgspec.convert(agent_settings, Source)` takes the settings of the
     agent as they are.
     """
@@ -53,6 +55,21 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     to: str | None = None
     forward: bool = False
     access_log: str = "/dev/stdout"
+    zipkin_address: str | None = None
+    sampling_parts_per_million: int = 0
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """What the document says of it."""
+        if self.zipkin_address is None:
+            return None
+        return Tracing(sampling_parts_per_million=self.sampling_parts_per_million)
+
+    def complete(self, document: Document) -> Document:
+        """Add to a document what does not come from resources."""
+        return msgspec.structs.replace(
+            document, access_log_disabled=self.access_log == "off", tracing=self.tracing
+        )
 
 
 def compile_source(
@@ -72,8 +89,7 @@ def compile_source(
     document = compile(
         load_source(source), generation=generation, allocator=allocator, resolve=resolve
     )
-    disabled = source.access_log == "off"
-    return encode_document(msgspec.structs.replace(document, access_log_disabled=disabled))
+    return encode_document(source.complete(document))
 
 
 def build_source(
@@ -92,26 +108,26 @@ def build_source(
     """
     return build_loaded(
         load_source(source),
+        source,
         generation=generation,
         allocator=allocator,
         resolve=resolve,
         build=build,
-        access_log_disabled=source.access_log == "off",
     )
 
 
 def build_loaded(
     resources: Sequence[Loaded],
+    source: Source,
     *,
     generation: int,
     allocator: SlotAllocator,
     resolve: Resolve,
     build: Callable[[bytes], bytes],
-    access_log_disabled: bool = False,
 ) -> tuple[bytes, bytes]:
     """Do what `build_source` does with resources that are loaded already."""
     document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
-    document = msgspec.structs.replace(document, access_log_disabled=access_log_disabled)
+    document = source.complete(document)
     encoded = encode_document(document)
     try:
         return encoded, build(encoded)

@@ -79,7 +79,7 @@ class AgentFacts:
     __slots__ = ("access_log_dropped", "certificate_expires", "certificate_overdue",
                  "certificate_requests", "control_plane_losses", "control_plane_lost_at",
                  "endpoints", "generation", "is_sidecar", "last_reload_success", "lookups",
-                 "reloads", "version")  # fmt: skip
+                 "reloads", "spans_dropped", "spans_posted", "version")  # fmt: skip
 
     def __init__(self, version: str, generation: int) -> None:
         """Start with nothing counted; the snapshot at start counts as a successful load."""
@@ -90,6 +90,8 @@ class AgentFacts:
         self.last_reload_success = True
         self.lookups = {"failure": 0, "success": 0, "timeout": 0}
         self.reloads = {"refused": 0, "success": 0}
+        self.spans_dropped = 0
+        self.spans_posted = 0
         self.is_sidecar = False
         self.certificate_expires = 0.0
         self.certificate_overdue = False
@@ -266,6 +268,18 @@ def _refusals_and_losses(
         COUNTER,
         "Samples counted in an overflow series, because there were too many label sets.",
         [({}, sum(worker.series_overflow for worker in workers))],
+    )
+    yield Family(
+        "meshfast_spans_dropped_total",
+        COUNTER,
+        "Spans dropped: ring full, or not taken by the Zipkin server in time.",
+        [({}, sum(worker.spans_dropped for worker in workers) + facts.spans_dropped)],
+    )
+    yield Family(
+        "meshfast_spans_posted_total",
+        COUNTER,
+        "Spans that the Zipkin server has taken.",
+        [({}, facts.spans_posted)],
     )
 
 

@@ -114,7 +114,8 @@ impl Worker {
         } else {
             Carries::Http
         };
-        let trace = TraceContext::of(head, &request.bytes, &mut self.random);
+        let sampling_ppm = self.generation.snapshot.sampling_ppm;
+        let trace = TraceContext::of(head, &request.bytes, &mut self.random, sampling_ppm);
         let has_id = trace::given_request_id(head, &request.bytes).is_some();
         let exchange_id = self.open_exchange(downstream_id, carries, Some(request), started_us);
         let request_id = (!has_id).then(|| trace::request_id(&mut self.random));

@@ -5,7 +5,7 @@
 //! names, write logs to files. It never calls Python and never waits for another process.
 //!
 //! Code map: `worker` is the loop; `listener` accepts; `downstream`, `exchange`, `begin` and
-//! `upstream` carry requests; `head` writes heads; `record` writes access records; `shared` is the
+//! `upstream` carry requests; `head` writes heads; `record` writes access records, `span` traces; `shared` is the
 //! memory all processes see; `os` holds every `unsafe`.
 //!
 //! Tests: beside each module; whole workers in `tests/dataplane`.
@@ -28,6 +28,7 @@ mod request;
 mod session;
 mod settings;
 pub mod shared;
+mod span;
 mod stream;
 mod text;
 mod timers;

@@ -25,6 +25,7 @@ use crate::worker::Worker;
 #[derive(Default)]
 pub(crate) struct Recorder {
     line: Vec<u8>,
+    pub(crate) span: Vec<u8>,
     series: FxHashMap<SeriesKey, Series>,
     rejections: FxHashMap<&'static str, Series>,
 }
@@ -55,6 +56,7 @@ impl Worker {
     pub(crate) fn record(&mut self, exchange_id: usize) {
         let exchange = &self.exchanges[exchange_id];
         let duration_us = self.clock.now_us() - exchange.started_us;
+        let is_traced = exchange.trace.as_ref().is_some_and(|it| it.is_recorded);
         if exchange.carries == Carries::Http {
             let sample = HttpSample {
                 duration_us,
@@ -63,6 +65,9 @@ impl Worker {
             };
             let series = self.series_of(exchange_id);
             self.share.series.add_http(series, sample);
+            if is_traced {
+                self.record_span(exchange_id, duration_us);
+            }
         } else {
             self.report_tunnel(exchange_id, 1);
         }
@@ -239,12 +244,12 @@ impl Worker {
 }
 
 /// Envoy writes a dash where there is none, in logs and labels.
-fn shown_flag(flag: &str) -> &str {
+pub(crate) fn shown_flag(flag: &str) -> &str {
     if flag.is_empty() { "-" } else { flag }
 }
 
 /// Istio's name for destinations outside every route.
-const PASSTHROUGH: &str = "PassthroughCluster";
+pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 
 impl Exchange {
     fn cluster_index(&self) -> Option<usize> {
@@ -254,7 +259,7 @@ impl Exchange {
         }
     }
 
-    fn cluster(&self) -> Option<&Cluster> {
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.cluster_index()
             .map(|index| &self.generation.snapshot.clusters[index])
     }
@@ -273,7 +278,7 @@ impl Exchange {
             .is_some_and(|head| head.version == Version::Http10)
     }
 
-    fn protocol(&self) -> &'static str {
+    pub(crate) fn protocol(&self) -> &'static str {
         match (self.carries, self.is_old()) {
             (Carries::Tcp, _) => "TCP",
             (_, true) => "HTTP/1.0",
@@ -283,7 +288,7 @@ impl Exchange {
 }
 
 /// What a SPIFFE ID tells of a workload: `spiffe://domain/ns/namespace/sa/account`.
-fn workload_of(principal: &str) -> Workload {
+pub(crate) fn workload_of(principal: &str) -> Workload {
     let mut parts = principal.splitn(7, '/').skip(3);
     let (namespace, account) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some("ns"), Some(namespace), Some("sa"), Some(account)) => (namespace, account),
@@ -498,7 +503,7 @@ impl Json<'_> {
 /// Appends the inside of a string. Nearly every value is plain; that costs one look at it instead of 30
 /// instructions a byte.
 #[inline]
-fn write_text(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn write_text(out: &mut Vec<u8>, bytes: &[u8]) {
     if is_plain(bytes) {
         out.extend_from_slice(bytes);
     } else {

@@ -19,6 +19,9 @@ use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
 /// Lines for endpoints in shared memory.
 const ENDPOINT_SLOTS: u32 = 4096;
 
+/// The whole of a share in parts per million.
+const PARTS_MAX: u32 = 1_000_000;
+
 /// Checks and compiles a document; patterns that `earlier` has are taken from there.
 pub(crate) fn compile(document: Document, earlier: Option<&Patterns>) -> Result<Snapshot, Error> {
     let mut compiler = Compiler {
@@ -45,10 +48,20 @@ pub(crate) fn compile(document: Document, earlier: Option<&Patterns>) -> Result<
         }
         compiler.listener(listener)
     });
+    let sampling_ppm = document.tracing.map(|it| it.sampling_parts_per_million);
+    if sampling_ppm.is_some_and(|ppm| ppm > PARTS_MAX) {
+        let mark = compiler.problems.enter_member("tracing");
+        let text = format!("a share is at most {PARTS_MAX} parts");
+        compiler
+            .problems
+            .report_member("sampling_parts_per_million", text);
+        compiler.problems.leave(mark);
+    }
     compiler.problems.settle(Some(Snapshot {
         generation: document.generation,
         workload: document.workload,
         access_log_disabled: document.access_log_disabled,
+        sampling_ppm,
         listeners,
         clusters,
         patterns: compiler.patterns,

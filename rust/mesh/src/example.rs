@@ -29,7 +29,7 @@ pub(crate) fn document() -> Value {
         "query_params": [{"name": "q", "match": {"present": true}, "invert": true}],
     });
     json!({
-        "version": 1, "generation": 1, "access_log_disabled": false, "workload": workload,
+        "version": 1, "generation": 1, "access_log_disabled": false, "tracing": null, "workload": workload,
         "listeners": [
             {"name": "gateway/0.0.0.0:8080", "direction": "gateway", "protocol": "HTTP",
              "forward_proxy": false,

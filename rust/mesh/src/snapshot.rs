@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub clusters: Vec<Cluster>,
     /// Nobody reads the access log, so no line is written.
     pub access_log_disabled: bool,
+    /// Spans are recorded, and of the traces that begin here this many parts per million are sampled.
+    pub sampling_ppm: Option<u32>,
     /// Every regular expression of the routes, for the next snapshot to take over.
     pub(crate) patterns: Patterns,
 }
@@ -172,6 +174,9 @@ impl Snapshot {
             generation: self.generation,
             workload: self.workload.clone(),
             access_log_disabled: self.access_log_disabled,
+            tracing: self.sampling_ppm.map(|ppm| document::Tracing {
+                sampling_parts_per_million: ppm,
+            }),
             listeners: self
                 .listeners
                 .iter()

@@ -84,7 +84,8 @@ fn cluster(name: &str, balancer: &str, weights: &[u32], first_slot: usize) -> Va
 }
 
 fn document(virtual_hosts: Value, tcp_routes: Value, clusters: Value) -> Value {
-    json!({"version": 1, "generation": 3, "access_log_disabled": true, "workload": workload(),
+    json!({"version": 1, "generation": 3, "access_log_disabled": true,
+           "tracing": {"sampling_parts_per_million": 10_000}, "workload": workload(),
            "listeners": [
                {"name": "http", "direction": "outbound", "protocol": "HTTP",
                 "forward_proxy": true, "virtual_hosts": virtual_hosts, "tls": null, "credential_sha256": null, "tcp_routes": []},

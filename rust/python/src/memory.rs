@@ -100,6 +100,11 @@ impl SharedMemory {
     fn drain_access_log<'py>(&self, py: Python<'py>, limit: usize) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.0.drain_access_log(limit))
     }
+
+    /// Take whole spans (Zipkin v2, JSON, one a line) out of all rings, as `drain_access_log` does.
+    fn drain_spans<'py>(&self, py: Python<'py>, limit: usize) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.drain_spans(limit))
+    }
 }
 
 fn named(names: &[&'static str], values: Vec<String>) -> BTreeMap<&'static str, String> {
@@ -178,6 +183,11 @@ impl WorkerStats {
     #[getter]
     fn series_overflow(&self) -> u64 {
         self.0.series_overflow
+    }
+
+    #[getter]
+    fn spans_dropped(&self) -> u64 {
+        self.0.spans_dropped
     }
 }
 

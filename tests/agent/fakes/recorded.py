@@ -60,6 +60,7 @@ def worker(**changes: Any) -> dict[str, Any]:
         "loop_turn_max_us": 2500,
         "access_log_dropped": 0,
         "series_overflow": 0,
+        "spans_dropped": 0,
     } | changes
 
 
@@ -106,6 +107,7 @@ class RecordedSource:
         self._path = path
         self._ring_fd = ring_fd
         self._partial = b""
+        self._spans_taken = 0
 
     def reap(self, slot: int, pid: int) -> bool:
         return False
@@ -141,6 +143,16 @@ class RecordedSource:
         end = data.rfind(b"\n") + 1
         self._partial = data[end:]
         return data[:end]
+
+    def drain_spans(self, limit: int) -> bytes:
+        """Take what is new in the file `spans`: a ring that is never full."""
+        path = self._path.with_name("spans")
+        if not path.exists():
+            return b""
+        data = path.read_bytes()[self._spans_taken :][:limit]
+        data = data[: data.rfind(b"\n") + 1]
+        self._spans_taken += len(data)
+        return data
 
     def _read(self, key: str) -> Any:
         return json.loads(self._path.read_text())[key]

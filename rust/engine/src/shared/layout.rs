@@ -1,11 +1,11 @@
-//! Where everything lies in the shared memory: layout version 1.
+//! Where everything lies in the shared memory: layout version 2.
 //!
 //! ```text
 //! header      4 KiB   magic u64 · layout u32 · worker slots u32
 //! workers     256 B   per worker slot: gauges and counters of the process
 //! endpoints   64 B    per endpoint slot and worker slot: active, requests, connect failures
 //! series      per worker slot: index (16 B an entry) · label arena · value blocks (512 B each)
-//! rings       per worker slot: head u64 · tail u64 · bytes
+//! rings       per worker slot, of access-log lines and of spans: head u64 · tail u64 · bytes
 //! ```
 //! A layout is changed by raising [`LAYOUT_VERSION`]; processes of two layouts never share memory.
 
@@ -15,7 +15,7 @@ use std::io;
 pub(super) const MAGIC: u64 = 0x4d46_5348_4d00_0001;
 
 /// Raised by every change of this file.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 pub(super) const HEADER_MAGIC: usize = 0;
 pub(super) const HEADER_VERSION: usize = 8;
@@ -38,7 +38,27 @@ pub(super) const SERIES_MAX: u32 = 2048;
 pub(super) const LABEL_ARENA_BYTES: usize = 1024 * 1024;
 
 /// One worker's access-log ring; a power of two. At 600 B a line this is 870 lines.
-pub(super) const RING_BYTES: usize = 512 * 1024;
+const ACCESS_LOG_RING_BYTES: usize = 512 * 1024;
+
+/// One worker's span ring; a power of two. At 900 B a span this is 290 spans.
+const SPAN_RING_BYTES: usize = 256 * 1024;
+
+/// What is in a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lines {
+    AccessLog,
+    Spans,
+}
+
+impl Lines {
+    /// Room for lines; a power of two.
+    pub(super) fn ring_bytes(self) -> usize {
+        match self {
+            Self::AccessLog => ACCESS_LOG_RING_BYTES,
+            Self::Spans => SPAN_RING_BYTES,
+        }
+    }
+}
 
 /// Upper bounds of Istio's and Envoy's default histogram buckets (proto: stats.proto), in ms for
 /// durations and in bytes for sizes. The last bucket, +Inf, has no bound.
@@ -114,12 +134,16 @@ impl Layout {
         self.label_arena(slot) + LABEL_ARENA_BYTES + index as usize * SERIES_VALUE_BYTES
     }
 
-    pub(super) fn ring(&self, slot: u32) -> usize {
-        self.series_values(slot, SERIES_MAX)
+    pub(super) fn ring(&self, slot: u32, lines: Lines) -> usize {
+        let first = self.series_values(slot, SERIES_MAX);
+        match lines {
+            Lines::AccessLog => first,
+            Lines::Spans => first + RING_HEADER_BYTES + ACCESS_LOG_RING_BYTES,
+        }
     }
 
-    pub(super) fn ring_bytes(&self, slot: u32) -> usize {
-        self.ring(slot) + RING_HEADER_BYTES
+    pub(super) fn ring_bytes(&self, slot: u32, lines: Lines) -> usize {
+        self.ring(slot, lines) + RING_HEADER_BYTES
     }
 
     pub(super) fn length(&self) -> usize {
@@ -141,7 +165,9 @@ impl Layout {
             SERIES_MAX as usize * (SERIES_ENTRY_BYTES + SERIES_VALUE_BYTES)
                 + LABEL_ARENA_BYTES
                 + RING_HEADER_BYTES
-                + RING_BYTES,
+                + ACCESS_LOG_RING_BYTES
+                + RING_HEADER_BYTES
+                + SPAN_RING_BYTES,
         )
     }
 }
@@ -165,8 +191,11 @@ mod tests {
             edges.push(layout.series_entry(slot, 0));
             edges.push(layout.label_arena(slot));
             edges.push(layout.series_values(slot, 0));
-            edges.push(layout.ring(slot));
-            edges.push(layout.ring_bytes(slot) + RING_BYTES);
+            for lines in [Lines::AccessLog, Lines::Spans] {
+                assert!(lines.ring_bytes().is_power_of_two());
+                edges.push(layout.ring(slot, lines));
+                edges.push(layout.ring_bytes(slot, lines) + lines.ring_bytes());
+            }
         }
         edges.push(layout.length());
         assert!(edges.is_sorted(), "{edges:?}");
@@ -178,6 +207,8 @@ mod tests {
         assert_eq!(SERIES_VALUE_BYTES, 512);
         assert!(layout.endpoint(1, 1).is_multiple_of(ENDPOINT_LINE_BYTES));
         assert!(layout.series_values(4, 7).is_multiple_of(64));
-        assert!(layout.ring(4).is_multiple_of(64));
+        for lines in [Lines::AccessLog, Lines::Spans] {
+            assert!(layout.ring(4, lines).is_multiple_of(64));
+        }
     }
 }

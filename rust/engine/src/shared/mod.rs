@@ -1,6 +1,6 @@
 //! The memory all processes of one sidecar share: one `memfd`, one layout, one writer per line.
 //!
-//! Workers write counters, gauges, series and access-log lines here; every worker reads the active
+//! Workers write counters, gauges, series, access-log lines and spans here; every worker reads the active
 //! requests of all (least request over all workers), and the agent reads everything for metrics.
 //! There is no lock. What it refuses: a mapping whose magic, layout version or length is not ours.
 //!
@@ -29,7 +29,7 @@ use crate::os::{self, SharedMapping};
 pub(crate) use endpoints::EndpointLines;
 pub use endpoints::EndpointTotals;
 pub use layout::{BUCKET_COUNT, BUCKETS_MS, ENDPOINT_SLOTS, LAYOUT_VERSION};
-use layout::{Layout, MAGIC};
+use layout::{Layout, Lines, MAGIC};
 pub(crate) use ring::Ring;
 pub use series::{Histogram, HttpTotals, Kind, SeriesTotals, TcpTotals};
 pub(crate) use series::{HttpSample, Series, SeriesTable};
@@ -147,11 +147,21 @@ impl SharedMemory {
     /// Takes whole access-log lines out of the workers' rings, about `limit` bytes at most.
     #[must_use]
     pub fn drain_access_log(&self, limit: usize) -> Vec<u8> {
-        let mut lines = Vec::new();
+        self.drain(Lines::AccessLog, limit)
+    }
+
+    /// Takes whole spans, one a line, out of the workers' rings, about `limit` bytes of each at most.
+    #[must_use]
+    pub fn drain_spans(&self, limit: usize) -> Vec<u8> {
+        self.drain(Lines::Spans, limit)
+    }
+
+    fn drain(&self, lines: Lines, limit: usize) -> Vec<u8> {
+        let mut out = Vec::new();
         for slot in 0..self.layout.worker_slots {
-            ring::drain(self, slot, limit, &mut lines);
+            ring::drain(self, slot, lines, limit, &mut out);
         }
-        lines
+        out
     }
 }
 
@@ -161,6 +171,7 @@ pub(crate) struct WorkerShare {
     pub(crate) endpoints: EndpointLines,
     pub(crate) series: SeriesTable,
     pub(crate) ring: Ring,
+    pub(crate) spans: Ring,
 }
 
 impl WorkerShare {
@@ -170,7 +181,8 @@ impl WorkerShare {
             line: WorkerLine::take(memory, slot),
             endpoints: EndpointLines::take(memory, slot),
             series: SeriesTable::take(memory, slot),
-            ring: Ring::take(memory, slot),
+            ring: Ring::take(memory, slot, Lines::AccessLog),
+            spans: Ring::take(memory, slot, Lines::Spans),
         }
     }
 }

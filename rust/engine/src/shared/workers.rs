@@ -62,6 +62,8 @@ pub struct WorkerTotals {
     pub access_log_dropped: u64,
     /// Samples counted in an overflow series, ever.
     pub series_overflow: u64,
+    /// Spans dropped because the ring was full, ever.
+    pub spans_dropped: u64,
 }
 
 /// The words of a line, in order.
@@ -84,6 +86,7 @@ enum Word {
     /// addition. It outlives the worker, as the inbox does. Read as signed: a receiver may be faster
     /// than the sender's count.
     InboxWaiting,
+    SpansDropped,
 }
 
 /// A worker's own line, for writing.
@@ -149,6 +152,10 @@ impl WorkerLine {
 
     pub(crate) fn series_overflowed(&self) {
         self.add(Word::SeriesOverflow, 1);
+    }
+
+    pub(crate) fn span_dropped(&self) {
+        self.add(Word::SpansDropped, 1);
     }
 
     /// Connections of another worker, those on their way to it included, or `None` when it does not
@@ -230,6 +237,7 @@ pub(super) fn read(memory: &SharedMemory, slot: u32) -> WorkerTotals {
         loop_turn_max_us: value(Word::LoopTurnMax),
         access_log_dropped: value(Word::AccessLogDropped),
         series_overflow: value(Word::SeriesOverflow),
+        spans_dropped: value(Word::SpansDropped),
     }
 }
 

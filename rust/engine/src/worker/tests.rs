@@ -184,6 +184,30 @@ fn an_exchange_names_its_sessions_and_they_name_it() {
 }
 
 #[test]
+fn a_span_that_finds_its_ring_full_is_counted_and_holds_nothing_up() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cluster = cluster("c", origin.local_addr().unwrap(), "", "null");
+    let sampling = r#"{"tracing":{"sampling_parts_per_million":1000000},"#;
+    let document = document(FRONT, &cluster).replacen('{', sampling, 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::start(listener, &document, None);
+    while bench.worker.share.spans.push(&[b'x'; 1024]) {}
+    let mut client = TcpStream::connect(bench.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    bench.until("the request is sent", |worker| {
+        let mut all = worker.exchanges.iter();
+        all.any(|(_, it)| it.stage == crate::exchange::Stage::AwaitingHead)
+    });
+    let (mut served, _) = origin.accept().unwrap();
+    served
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    bench.until("the exchange is over", |worker| worker.exchanges.is_empty());
+    assert_eq!(bench.memory.workers()[0].spans_dropped, 1);
+    assert_eq!(bench.memory.workers()[0].access_log_dropped, 0);
+}
+
+#[test]
 fn a_panic_ends_one_connection_and_no_other() {
     let origin = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut bench = Bench::new(origin.local_addr().unwrap());
@@ -299,7 +323,7 @@ fn what_an_idle_connection_holds_stays_small() {
     assert!(size_of::<Downstream>() <= 256);
     assert!(size_of::<Upstream>() <= 384);
     // Written and moved once a request each; a caller of the mesh has its name there.
-    assert!(size_of::<Exchange>() <= 656);
+    assert!(size_of::<Exchange>() <= 672);
 }
 
 mod legs;

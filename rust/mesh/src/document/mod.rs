@@ -32,6 +32,14 @@ pub(crate) struct Document {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) clusters: Vec<Cluster>,
     pub(crate) access_log_disabled: bool,
+    pub(crate) tracing: Option<Tracing>,
+}
+
+/// Spans are recorded; without it trace contexts are only passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tracing {
+    /// Of the traces that begin here, how many are sampled; at most 1,000,000.
+    pub(crate) sampling_parts_per_million: u32,
 }
 
 /// One running instance as the telemetry labels name it; an empty string is "unknown".

@@ -8,7 +8,7 @@ use super::node::Node;
 use super::{
     Balancer, ClientMode, Cluster, ClusterTls, Destination, Direction, Document, Endpoint,
     Listener, ListenerTls, Match, NamedMatch, Protocol, Route, ServerMode, Service, StringMatch,
-    TcpRoute, VirtualHost, Workload,
+    TcpRoute, Tracing, VirtualHost, Workload,
 };
 use crate::error::Problems;
 
@@ -218,7 +218,8 @@ read_names!(ServerMode: "STRICT" => Strict);
 read_names!(ClientMode: "ISTIO_MUTUAL" => IstioMutual);
 
 read_members!(Document:
-    version, generation, workload, listeners, clusters; access_log_disabled);
+    version, generation, workload, listeners, clusters; access_log_disabled, tracing);
+read_members!(Tracing: sampling_parts_per_million;);
 read_members!(Workload: name, namespace, app, revision; principal);
 read_members!(Service: host, name, namespace;);
 read_members!(Listener:

@@ -40,6 +40,7 @@ fn fills_in_the_defaults_of_the_contract() {
     let mut short = example::document();
     let mut full = short.clone();
     for (path, name) in [
+        ("", "tracing"),
         ("/listeners/0", "forward_proxy"),
         ("/listeners/0", "tcp_routes"),
         ("/listeners/1", "virtual_hosts"),

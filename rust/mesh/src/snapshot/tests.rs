@@ -32,6 +32,23 @@ fn gives_its_document_back_also_after_the_blob() {
 }
 
 #[test]
+fn takes_a_share_of_traces_up_to_all_of_them() {
+    let sampling = |ppm: u32| {
+        let mut document = example::document();
+        document["tracing"] = json!({"sampling_parts_per_million": ppm});
+        document
+    };
+    let all = example::snapshot(&sampling(1_000_000));
+    assert_eq!(all.sampling_ppm, Some(1_000_000));
+    assert_eq!(document_of(&all), sampling(1_000_000));
+    assert_eq!(
+        problems(&sampling(1_000_001)),
+        ["tracing.sampling_parts_per_million: a share is at most 1000000 parts"]
+    );
+    assert_eq!(example::snapshot(&example::document()).sampling_ppm, None);
+}
+
+#[test]
 fn resolves_names_to_indices() {
     let snapshot = example::snapshot(&example::document());
     assert_eq!(snapshot.listener("gateway/0.0.0.0:5432"), Some(1));

@@ -23,11 +23,24 @@ const LIFE: Duration = Duration::from_secs(86_400);
 impl Mesh {
     /// `expected` is whom the caller's proxy is told to find at the callee's.
     fn new(application: SocketAddr, expected: &str) -> Self {
-        Self::with_lives(application, expected, [LIFE, LIFE])
+        Self::with(application, expected, [LIFE, LIFE], "null")
     }
 
     /// With certificates of the caller and of the callee that live this long.
     fn with_lives(application: SocketAddr, expected: &str, lives: [Duration; 2]) -> Self {
+        Self::with(application, expected, lives, "null")
+    }
+
+    fn tracing(application: SocketAddr, expected: &str, tracing: &str) -> Self {
+        Self::with(application, expected, [LIFE, LIFE], tracing)
+    }
+
+    fn with(application: SocketAddr, expected: &str, lives: [Duration; 2], tracing: &str) -> Self {
+        let document = |listener: &str, cluster: &str| {
+            let document = document(listener, cluster);
+            let tracing = format!("{{\"tracing\":{tracing},");
+            document.replacen('{', &tracing, 1)
+        };
         let authority = Authority::new();
         let [near_life, far_life] = lives;
         let far_listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -570,4 +583,113 @@ fn a_flood_on_a_leg_is_told_to_calm_down_and_counted() {
     let (of_leg, of_call) = (of_leg.unwrap(), of_call.unwrap());
     assert_eq!(of_leg["response_code_details"], "mux.frame_flood");
     assert_eq!(keys(of_leg), keys(of_call));
+}
+
+fn spans(memory: &SharedMemory) -> Vec<serde_json::Value> {
+    let lines = String::from_utf8(memory.drain_spans(100_000)).unwrap();
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn both_ends_of_a_sampled_call_write_a_span_and_the_callees_is_a_child() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = application.local_addr().unwrap().port();
+    let sampling = r#"{"sampling_parts_per_million":1000000}"#;
+    let mut mesh = Mesh::tracing(application.local_addr().unwrap(), PAYMENT, sampling);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client
+        .write_all(
+            b"GET /a?b=\"c HTTP/1.1\r\nHost: c\r\nUser-Agent: test/1\r\n\
+              traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n",
+        )
+        .unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno";
+    served.write_all(answer).unwrap();
+    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    mesh.until("both exchanges are over", |near, far| {
+        near.exchanges.is_empty() && far.exchanges.is_empty()
+    });
+    let mut head = [0; 2_000];
+    let length = served.read(&mut head).unwrap();
+    let head = String::from_utf8_lossy(&head[..length]).into_owned();
+
+    let (near, far) = (spans(&mesh.near.memory), spans(&mesh.far.memory));
+    let (near, far) = (&near[..], &far[..]);
+    let ([near], [far]) = (near, far) else {
+        panic!("one each: {near:?} {far:?}");
+    };
+    assert_eq!(near["traceId"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(near["parentId"], "00f067aa0ba902b7");
+    assert_eq!(far["traceId"], near["traceId"]);
+    assert_eq!(far["parentId"], near["id"]);
+    let told = format!("-{}-01\r\n", far["id"].as_str().unwrap());
+    assert!(
+        head.contains(&told),
+        "the application is told {told}: {head}"
+    );
+
+    assert_eq!(near["kind"], "CLIENT");
+    assert_eq!(near["name"], format!("c:{port}/*"));
+    assert_eq!(near["localEndpoint"]["serviceName"], "edge.default");
+    assert_eq!(near["remoteEndpoint"]["serviceName"], "c.default");
+    assert_eq!(far["kind"], "SERVER");
+    assert_eq!(far["name"], format!("c:{port}/*"));
+    assert_eq!(far["remoteEndpoint"]["serviceName"], "order.default");
+    for span in [near, far] {
+        let tags = &span["tags"];
+        assert_eq!(tags["http.url"], "http://c/a?b=\"c");
+        assert_eq!(tags["http.method"], "GET");
+        assert_eq!(tags["http.status_code"], "503");
+        assert_eq!(tags["response_flags"], "-");
+        assert_eq!(tags["error"], "true");
+        assert_eq!(tags["user_agent"], "test/1");
+        assert_eq!(tags["response_size"], "2");
+        assert_eq!(tags["guid:x-request-id"].as_str().unwrap().len(), 36);
+        assert!(span["duration"].as_u64().unwrap() >= 1);
+        let started_s = span["timestamp"].as_u64().unwrap() / 1_000_000;
+        let now_s = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .as_secs();
+        assert!(now_s.abs_diff(started_s) < 60);
+    }
+    assert_eq!(
+        near["tags"]["upstream_cluster"],
+        format!("outbound|{port}||c.default")
+    );
+    assert_eq!(near["tags"]["destination_principal"], PAYMENT);
+    assert_eq!(far["tags"]["upstream_cluster"], format!("inbound|{port}||"));
+    assert_eq!(far["tags"]["source_principal"], ORDER);
+    assert_eq!(
+        near["tags"]["node_id"],
+        "router~127.0.0.1~edge.default~default"
+    );
+}
+
+#[test]
+fn what_is_not_sampled_leaves_no_span() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sampling = r#"{"sampling_parts_per_million":0}"#;
+    let mut mesh = Mesh::tracing(application.local_addr().unwrap(), PAYMENT, sampling);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let (mut served, _) = application.accept().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    served.write_all(answer).unwrap();
+    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    mesh.until("both exchanges are over", |near, far| {
+        near.exchanges.is_empty() && far.exchanges.is_empty()
+    });
+    assert!(spans(&mesh.near.memory).is_empty() && spans(&mesh.far.memory).is_empty());
+    assert!(!mesh.near.memory.drain_access_log(100_000).is_empty());
 }
