@@ -99,7 +99,7 @@ def _endpoints(hosts: Hosts, resolve: Resolve) -> dict[str, tuple[SidecarEndpoin
         for port in service.ports
     }
     upstreams: dict[str, Upstream] = {
-        names.cluster_name(port.number, host.host): (host, port)
+        names.cluster_name(port.number, host.host): Upstream(host, port)
         for host in hosts.external.values()
         for port in host.entry.resource.spec.ports
     }

@@ -14,10 +14,10 @@ import pytest
 
 from meshfast import _core
 from meshfast.errors import ConfigError
-from meshfast.policy import SlotAllocator
+from meshfast.policy import SlotAllocator, complete
 from meshfast.policy.compile import compile
 from meshfast.policy.document import Document, encode_document
-from meshfast.resources import load_bytes
+from meshfast.resources import read_bytes
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -31,7 +31,7 @@ ANSWERS = {
 
 def compiled(path: Path) -> Document:
     return compile(
-        load_bytes(path.read_bytes(), path.name),
+        complete(read_bytes(path.read_bytes(), path.name)),
         generation=1,
         allocator=SlotAllocator(),
         resolve=lambda host: ANSWERS.get(host, []),
@@ -48,7 +48,7 @@ def test_compiles_to_the_golden_document(name: str) -> None:
     assert document == msgspec.json.decode((HERE / f"golden/{name}.json").read_bytes())
 
 
-@pytest.mark.parametrize("name", sorted(names_of("golden", ".yaml")))
+@pytest.mark.parametrize("name", sorted(names_of("golden", ".yaml") - {"actions"}))
 def test_the_snapshot_compiler_takes_the_golden_document(name: str) -> None:
     document = (HERE / f"golden/{name}.json").read_bytes()
     described = msgspec.json.decode(_core.Snapshot.describe(_core.Snapshot.build(document)))

@@ -15,16 +15,23 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 __all__ = [
+    "Abort",
+    "Balancer",
     "Cluster",
     "ClusterTls",
+    "Delay",
     "Destination",
     "Document",
     "Endpoint",
+    "Fault",
+    "Header",
+    "HeaderEdits",
     "HttpRoute",
     "Listener",
     "ListenerTls",
     "Match",
     "NamedMatch",
+    "Retry",
     "Service",
     "StringMatch",
     "TcpRoute",
@@ -99,11 +106,67 @@ class Cluster(_Part, frozen=True, kw_only=True):
     tls: ClusterTls | UnsetType | None = UNSET
 
 
+class Header(_Part, frozen=True, kw_only=True):
+    """A header that is written; the name is in lower case."""
+
+    name: str
+    value: str
+
+
+class HeaderEdits(_Part, frozen=True, kw_only=True):
+    """`remove` takes all of a name away, `set` replaces all, `add` appends one."""
+
+    set: tuple[Header, ...] = ()
+    add: tuple[Header, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
 class Destination(_Part, frozen=True, kw_only=True):
-    """A cluster and its part of the traffic: weight / sum of the weights."""
+    """A cluster and its part of the traffic: weight / sum of the weights.
+
+    A destination of a TCP route has no header edits.
+    """
 
     cluster: str
     weight: int
+    request_headers: HeaderEdits | UnsetType | None = UNSET
+    response_headers: HeaderEdits | UnsetType | None = UNSET
+
+
+class Retry(_Part, frozen=True, kw_only=True):
+    """When a request is sent again, `1 + attempts` times in all; times in milliseconds.
+
+    `per_try_timeout_ms` 0 is none. `on` names conditions, `statuses` status codes of the endpoint.
+    """
+
+    attempts: int
+    per_try_timeout_ms: int
+    on: tuple[str, ...]
+    statuses: tuple[int, ...]
+    backoff_ms: int
+    avoid_tried: bool
+
+
+class Delay(_Part, frozen=True, kw_only=True):
+    """A share of the requests waits."""
+
+    fixed_ms: int
+    parts_per_million: int
+
+
+class Abort(_Part, frozen=True, kw_only=True):
+    """A share of the requests is answered at once; calls of gRPC with `grpc_status`, if any."""
+
+    status: int
+    grpc_status: int | None
+    parts_per_million: int
+
+
+class Fault(_Part, frozen=True, kw_only=True):
+    """Faults on purpose; the delay comes before the abort."""
+
+    delay: Delay | None
+    abort: Abort | None
 
 
 class NamedMatch(_Part, frozen=True, kw_only=True):
@@ -127,12 +190,19 @@ class Match(_Part, frozen=True, kw_only=True):
 
 
 class HttpRoute(_Part, frozen=True, kw_only=True):
-    """The first route of a virtual host with a match that holds is taken; no matches = always."""
+    """The first route of a virtual host with a match that holds is taken; no matches = always.
+
+    Without `retry` the default of the mesh holds.
+    """
 
     name: str
     matches: tuple[Match, ...]
     timeout_ms: int | None
     destinations: tuple[Destination, ...]
+    retry: Retry | UnsetType | None = UNSET
+    fault: Fault | UnsetType | None = UNSET
+    request_headers: HeaderEdits | UnsetType | None = UNSET
+    response_headers: HeaderEdits | UnsetType | None = UNSET
 
 
 class VirtualHost(_Part, frozen=True, kw_only=True):

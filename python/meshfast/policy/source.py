@@ -16,12 +16,14 @@ import msgspec
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy.blame import locate
-from meshfast.policy.compile import compile
+from meshfast.policy.compile import compile, problems_among
+from meshfast.policy.destination_rules import warn_of_rules
 from meshfast.policy.document import encode_document
 from meshfast.policy.forward import forward_proxy, static_forward
+from meshfast.policy.index import Index, with_selected
 from meshfast.policy.slots import SlotAllocator
-from meshfast.resources import Loaded, load_file, load_text, render_yaml
-from meshfast.resources.kinds import Gateway
+from meshfast.resources import Loaded, Reading, load_text, read_file, render_yaml
+from meshfast.resources.kinds import Gateway, WorkloadEntry
 
 __all__ = [
     "Resolve",
@@ -29,8 +31,9 @@ __all__ = [
     "build_loaded",
     "build_source",
     "compile_source",
+    "complete",
     "load_source",
-    "without_effect",
+    "warnings_about",
 ]
 
 Resolve = Callable[[str], list[str]]
@@ -122,7 +125,7 @@ def build_loaded(
 def load_source(source: Source) -> list[Loaded]:
     """Load the resources that the source stands for; raises ConfigError."""
     if source.config_path is not None:
-        return load_file(source.config_path)
+        return complete(read_file(source.config_path))
     if source.listen is None or (source.to is None) != source.forward:
         raise ValueError("a source is a config_path, or listen and one of to and forward")
     if source.to is not None:
@@ -130,14 +133,34 @@ def load_source(source: Source) -> list[Loaded]:
     return load_text(render_yaml(forward_proxy(source.listen)), "--listen --forward")
 
 
-def without_effect(resources: Sequence[Loaded]) -> list[Problem]:
+def complete(reading: Reading) -> list[Loaded]:
+    """Give the resources; raises ConfigError when some could not be read.
+
+    What is wrong between the others is then raised with it, so that a file takes one round.
+    """
+    if reading.problems:
+        problems = [*reading.problems, *problems_among(reading.resources, reading.unread)]
+        raise ConfigError(sorted(problems, key=lambda one: (one.file, one.line, one.column)))
+    return reading.resources
+
+
+def warnings_about(resources: Sequence[Loaded]) -> list[Problem]:
     """Find what is valid and changes nothing here; an operator may have expected otherwise."""
-    return [
-        item.origin.problem(
-            "the selector has no effect: a proxy serves every Gateway of its file",
-            "spec",
-            "selector",
-        )
-        for item in resources
-        if isinstance(item.resource, Gateway) and item.resource.spec.selector
-    ]
+    index = Index.of(resources)
+    selected = {
+        id(endpoint.origin)
+        for entry in index.entries
+        for endpoint in index.workloads
+        if with_selected(entry, [endpoint]).resource.spec.endpoints
+        and entry.resource.spec.workload_selector
+    }
+    problems = [problem for item in resources for problem in item.warnings]
+    problems += warn_of_rules(index)
+    for item in resources:
+        if isinstance(item.resource, Gateway) and item.resource.spec.selector:
+            message = "the selector has no effect: a proxy serves every Gateway of its file"
+            problems.append(item.origin.problem(message, "spec", "selector"))
+        if isinstance(item.resource, WorkloadEntry) and id(item.origin) not in selected:
+            message = "no ServiceEntry of the namespace selects it, so nothing is sent to it"
+            problems.append(item.origin.problem(message, "metadata", "name"))
+    return sorted(problems, key=lambda one: (one.file, one.line, one.column))
