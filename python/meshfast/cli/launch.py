@@ -67,7 +67,7 @@ def serve(options: Options) -> NoReturn:
     from meshfast import _core
 
     check_access_log(options.source.access_log)
-    resources = load_source(options.source)
+    resources = load_source(options.source, _core.Snapshot.build)
     document, snapshot = build_loaded(
         resources,
         generation=FIRST_GENERATION,

@@ -194,7 +194,7 @@ def _validate(source: Source, output: str) -> int:
     problems: tuple[Problem, ...] = ()
     warnings: list[Problem] = []
     try:
-        resources = load_source(source)
+        resources = load_source(source, _core.Snapshot.build)
         warnings = warnings_about(resources)
         build_loaded(
             resources,

@@ -8,14 +8,14 @@ Tests: tests/core/test_golden.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
 from meshfast.errors import Problem
 from meshfast.policy import names
 from meshfast.policy.document import Balancer, Cluster, Endpoint, Workload
-from meshfast.policy.index import Entry, ServiceHost, nearest, with_selected
+from meshfast.policy.index import Entry, ServiceHost, nearest, selected
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources.kinds import (
     DestinationRule,
@@ -29,7 +29,15 @@ from meshfast.resources.kinds import (
 )
 from meshfast.resources.texts import is_address
 
-__all__ = ["Upstream", "balancer", "build_clusters", "check_entries", "check_selected", "selects"]
+__all__ = [
+    "Upstream",
+    "balancer",
+    "build_clusters",
+    "check_entries",
+    "check_selected",
+    "selects",
+    "warn_of_selection",
+]
 
 CONNECT_TIMEOUT_MS = 10_000  # Istio's default connectTimeout
 IDLE_TIMEOUT_MS = 3_000  # below the keep-alive of common servers; Linkerd's default
@@ -162,8 +170,7 @@ def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
     for position, endpoint in enumerate(spec.endpoints):
         path: tuple[str | int, ...] = ("spec", "endpoints", position)
         address = endpoint.address
-        named = not is_address(address) and not address.startswith("unix://")
-        if named and spec.resolution is Resolution.STATIC:
+        if not _is_static(address) and spec.resolution is Resolution.STATIC:
             message = f"resolution STATIC needs an IP address, got {address!r}"
             hint = "write resolution: DNS to have names resolved"
             yield entry.origin.problem(message, *path, "address", hint=hint)
@@ -180,17 +187,35 @@ def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
 
 
 def check_selected(
-    entry: Entry[ServiceEntry], workloads: Iterable[Entry[WorkloadEntry]]
+    entries: Iterable[Entry[ServiceEntry]], workloads: Sequence[Entry[WorkloadEntry]]
 ) -> Iterator[Problem]:
     """Find WorkloadEntries that a ServiceEntry selects and cannot use."""
-    spec = entry.resource.spec
-    if spec.workload_selector is None or spec.resolution is not Resolution.STATIC:
-        return
+    for entry in entries:
+        spec = entry.resource.spec
+        if spec.workload_selector is None or spec.resolution is not Resolution.STATIC:
+            continue
+        for workload in workloads:
+            address = workload.resource.spec.address
+            if selected(entry, workload) and not _is_static(address):
+                message = f"ServiceEntry {entry.full_name} selects it, and needs an IP address"
+                hint = "write resolution: DNS there to have names resolved"
+                yield workload.origin.problem(message, "spec", "address", hint=hint)
+
+
+def warn_of_selection(
+    entries: Sequence[Entry[ServiceEntry]], workloads: Sequence[Entry[WorkloadEntry]]
+) -> Iterator[Problem]:
+    """Find selectors that select nothing, and WorkloadEntries that nothing selects."""
+    for entry in entries:
+        selector = entry.resource.spec.workload_selector
+        if selector and not any(selected(entry, workload) for workload in workloads):
+            message = "selects no WorkloadEntry of its namespace, so the service has no endpoint"
+            yield entry.origin.problem(message, "spec", "workloadSelector")
     for workload in workloads:
-        address = workload.resource.spec.address
-        if with_selected(entry, [workload]).resource.spec.endpoints and not (
-            is_address(address) or address.startswith("unix://")
-        ):
-            message = f"ServiceEntry {entry.full_name} selects it, and needs an IP address"
-            hint = "write resolution: DNS there to have names resolved"
-            yield workload.origin.problem(message, "spec", "address", hint=hint)
+        if not any(selected(entry, workload) for entry in entries):
+            message = "no ServiceEntry of its namespace selects it, so nothing is sent to it"
+            yield workload.origin.problem(message, "metadata", "name")
+
+
+def _is_static(address: str) -> bool:
+    return is_address(address) or address.startswith("unix://")

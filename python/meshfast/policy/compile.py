@@ -66,7 +66,7 @@ def _routed(router: Router) -> tuple[tuple[Listener, ...], list[Problem]]:
     return listeners, [
         *index.problems,
         *check_entries(index.entries),
-        *(one for entry in index.entries for one in check_selected(entry, index.workloads)),
+        *check_selected(index.entries, index.workloads),
         *check_rules(index, router.unread),
         *router.problems,
         *problems,

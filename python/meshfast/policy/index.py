@@ -26,11 +26,10 @@ from meshfast.resources.kinds import (
     Subset,
     VirtualService,
     WorkloadEntry,
-    WorkloadEntrySpec,
 )
 from meshfast.resources.texts import nearest_name
 
-__all__ = ["Entry", "Index", "ServiceHost", "nearest", "with_selected"]
+__all__ = ["Entry", "Index", "ServiceHost", "nearest", "selected", "with_selected"]
 
 CHOICES_MAX = 1000  # comparing a name with more takes tens of milliseconds
 LISTED_MAX = 10
@@ -158,17 +157,29 @@ def with_selected(
     entry: Entry[ServiceEntry], workloads: Iterable[Entry[WorkloadEntry]]
 ) -> Entry[ServiceEntry]:
     """Give a ServiceEntry with the endpoints that its selector selects; others as they are."""
-    selector = entry.resource.spec.workload_selector
-    if selector is None:
+    if entry.resource.spec.workload_selector is None:
         return entry
-    found: list[WorkloadEntrySpec] = []
-    for workload in workloads:
-        spec, metadata = workload.resource.spec, workload.resource.metadata
-        labels = spec.labels | metadata.labels
-        if workload.namespace == entry.namespace and selector.labels.items() <= labels.items():
-            found.append(replace(spec, labels=labels))
-    completed = replace(entry.resource.spec, endpoints=tuple(found))
+    found = tuple(
+        replace(workload.resource.spec, labels=_labels(workload))
+        for workload in workloads
+        if selected(entry, workload)
+    )
+    completed = replace(entry.resource.spec, endpoints=found)
     return Entry(replace(entry.resource, spec=completed), entry.origin)
+
+
+def selected(entry: Entry[ServiceEntry], workload: Entry[WorkloadEntry]) -> bool:
+    """Tell whether the ServiceEntry selects the WorkloadEntry."""
+    selector = entry.resource.spec.workload_selector
+    return (
+        selector is not None
+        and workload.namespace == entry.namespace
+        and selector.labels.items() <= _labels(workload).items()
+    )
+
+
+def _labels(workload: Entry[WorkloadEntry]) -> dict[str, str]:
+    return workload.resource.spec.labels | workload.resource.metadata.labels
 
 
 def nearest(name: str, choices: Collection[str], what: str) -> str:

@@ -31,7 +31,7 @@ from meshfast.resources import kinds
 from meshfast.resources.kinds import VirtualService
 from meshfast.resources.texts import duration_ms
 
-__all__ = ["Router", "conditions_on", "route_name", "takes_port"]
+__all__ = ["Router", "conditions_on", "matches_on", "route_name", "takes_port"]
 
 WEIGHTS_MAX = 2**32 - 1  # the sum of a route's weights, as in Envoy
 
@@ -92,13 +92,12 @@ class Router:
     def http_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[HttpRoute]:
         """Give the routes that can match on a listener of this port."""
         for position, route in enumerate(entry.resource.spec.http):
-            mine = conditions_on(route, port)
-            if route.match and not mine:
+            matches = matches_on(route, port)
+            if matches is None:
                 continue
-            conditions = tuple(_match(route.match[at]) for at in mine)
             yield HttpRoute(
                 name=route_name(entry.full_name, position, route),
-                matches=() if Match() in conditions else conditions,
+                matches=() if Match() in matches else matches,
                 timeout_ms=None if route.timeout is None else duration_ms(route.timeout),
                 destinations=self._destinations(entry, route.route),
                 retry=actions.retry(route.retries),
@@ -159,7 +158,7 @@ class Router:
             message = f"the DestinationRule of {key} has no subset {destination.subset!r}"
             known = [one.name for one in resource.spec.subsets]
             hint = nearest(destination.subset, known, "subsets")
-            return _Missing(message, "subset", hint=hint)
+            return _Missing(message, "subset", "DestinationRule", hint)
         return Upstream(service, port, resource, subset)
 
     def _check_destinations(
@@ -181,6 +180,14 @@ class Router:
 def takes_port(route: kinds.TCPRoute, port: int) -> bool:
     """Tell whether the route takes connections to the port."""
     return not route.match or any(match.port in (None, port) for match in route.match)
+
+
+def matches_on(route: kinds.HTTPRoute, port: int) -> tuple[Match, ...] | None:
+    """Give the conditions that can hold on a listener of this port; None when no request can."""
+    mine = conditions_on(route, port)
+    if route.match and not mine:
+        return None
+    return tuple(_match(route.match[at]) for at in mine)
 
 
 def conditions_on(route: kinds.HTTPRoute, port: int) -> list[int]:
