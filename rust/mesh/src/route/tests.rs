@@ -61,7 +61,8 @@ fn stays_in_the_virtual_host_of_the_domain() {
             route: "api",
             place: RoutePlace::Http {
                 virtual_host: 1,
-                route: 0
+                route: 0,
+                destination: 0,
             },
             timeout_ms: 0,
             cluster: 1
