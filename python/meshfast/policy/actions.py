@@ -64,7 +64,7 @@ def header_edits(operations: kinds.HeaderOperations | None) -> HeaderEdits | Uns
     return HeaderEdits(
         set=_headers(operations.set),
         add=_headers(operations.add),
-        remove=tuple(name.lower() for name in operations.remove),
+        remove=operations.remove,
     )
 
 
@@ -76,9 +76,9 @@ def _abort(abort: kinds.Abort) -> Abort:
 
 
 def _headers(written: dict[str, str]) -> tuple[Header, ...]:
-    """Write names in lower case, as HTTP/2 has them, and `%%` as the `%` that it stands for."""
+    """Write `%%` as the `%` that it stands for."""
     return tuple(
-        Header(name=name.lower(), value=value.replace("%%", "%")) for name, value in written.items()
+        Header(name=name, value=value.replace("%%", "%")) for name, value in written.items()
     )
 
 

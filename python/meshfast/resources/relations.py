@@ -43,7 +43,7 @@ RETRY_CONDITIONS = (
     "unavailable",
 )
 _STATUS_CODES = "retriable-status-codes"  # says that the numbers beside it count; they do anyway
-# The framing and the path of a message are the proxy's own (RFC 9110, section 7.6.1).
+# What belongs to a hop (RFC 9110, section 7.6.1), decides framing or routing, or says who calls.
 _UNTOUCHABLE = frozenset(
     {
         "connection",
@@ -58,6 +58,7 @@ _UNTOUCHABLE = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "x-forwarded-client-cert",
     }
 )
 _OWN_PREFIX = "x-meshfast-"
@@ -183,7 +184,7 @@ def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
 
 
 def _field_name(text: str) -> Iterator[Finding]:
-    name = text.lower()
+    name = text.lower().replace("_", "-")  # some servers read one as the other
     if name in _UNTOUCHABLE or name.startswith(_OWN_PREFIX):
         yield Finding(f"the header {text[:64]!r} belongs to the proxy: no rule changes it")
 
