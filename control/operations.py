@@ -49,7 +49,9 @@ from meshfast.resources.texts import CHECKS
 
 __all__ = [
     "Applied",
+    "ChangedError",
     "CreatedToken",
+    "Expected",
     "NotFoundError",
     "Operations",
     "ResourceChange",
@@ -71,6 +73,19 @@ Action = Literal["configured", "created", "deleted", "unchanged"]
 
 class NotFoundError(MeshfastError):
     """There is no such thing."""
+
+
+class ChangedError(MeshfastError):
+    """Somebody else changed a resource since it was read."""
+
+
+class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The revision that a resource was read at; empty when there was none of the name."""
+
+    kind: str
+    namespace: str
+    name: str
+    revision: str = ""
 
 
 class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,12 +209,19 @@ class Operations:
         return await self.apply_texts([(file, text)], dry_run=dry_run)
 
     async def apply_texts(
-        self, texts: Sequence[tuple[str, str]], *, dry_run: bool = False
+        self,
+        texts: Sequence[tuple[str, str]],
+        *,
+        dry_run: bool = False,
+        expected: Sequence[Expected] = (),
     ) -> Applied:
-        """Store the resources of several texts, each `(file, text)`, together; as `apply` does."""
+        """Store the resources of several texts, each `(file, text)`, together; as `apply` does.
+
+        Raises `ChangedError`, and writes nothing, when a resource is not at its expected revision.
+        """
         reading = await asyncio.to_thread(_read, texts)
         services = mesh_services(self._mesh.workloads())
-        return await asyncio.to_thread(self._apply, reading, services, dry_run)
+        return await asyncio.to_thread(self._apply, reading, services, dry_run, expected)
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, dry_run: bool = False
@@ -322,12 +344,17 @@ class Operations:
         ]
 
     def _apply(
-        self, reading: Reading, services: Mapping[str, MeshService], dry_run: bool
+        self,
+        reading: Reading,
+        services: Mapping[str, MeshService],
+        dry_run: bool,
+        expected: Sequence[Expected],
     ) -> Applied:
         new = reading.resources
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
             stored = {one.entry.key: one for one in self._all()}
+            _check_expected(expected, stored)
             keys = [_key(item) for item in new]
             others = [one.loaded for key, one in stored.items() if key not in keys]
             warnings = check(
@@ -415,6 +442,13 @@ def _read(texts: Sequence[tuple[str, str]]) -> Reading:
         [problem for reading in readings for problem in reading.problems],
         frozenset().union(*(reading.unread for reading in readings)),
     )
+
+
+def _check_expected(expected: Sequence[Expected], stored: Mapping[str, StoredResource]) -> None:
+    for one in expected:
+        found = stored.get(resource_key(one.kind, one.namespace, one.name))
+        if one.revision != ("" if found is None else str(found.entry.modified)):
+            raise ChangedError(f"{one.kind} {one.namespace}/{one.name} was changed meanwhile")
 
 
 def _check_unused(stored: StoredResource, all: Sequence[Loaded]) -> None:
