@@ -162,7 +162,7 @@ def roll_back(rule: VirtualService, service: Service, subset: str = "") -> Rolle
     http = list(rule.spec.http)
     for place in places:
         route = http[place].route
-        total = sum(item.weight for item in route)
+        total = sum(item.weight or 0 for item in route)
         others = [_subset(item) for item in route if _subset(item) != canary]
         if len(others) > 1 and not any(item.weight for item in route if _subset(item) != canary):
             hint = f"say it with `meshfast canary set {service.host} {others[0]}=100`"
@@ -185,7 +185,7 @@ def weights_of(rule: VirtualService, service: Service) -> dict[str, int]:
         route = rule.spec.http[place].route
         if len(route) == 1:
             return {_subset(route[0]): _WHOLE}
-        return {_subset(item): item.weight for item in route}
+        return {_subset(item): item.weight or 0 for item in route}
     return {}
 
 
@@ -263,7 +263,7 @@ def _shared(route: _Split, known: Sequence[str], shares: Mapping[str, int]) -> _
 
 def _weighted(route: _Split, shares: Mapping[str, int], total: int) -> _Split:
     """Set the weights of some subsets; the others share the rest in the proportions they had."""
-    others = [item.weight for item in route if _subset(item) not in shares]
+    others = [item.weight or 0 for item in route if _subset(item) not in shares]
     rest = _divided(total - sum(shares.values()), others)
     weights = [shares[_subset(item)] if _subset(item) in shares else rest.pop(0) for item in route]
     if sum(weights) != total:
