@@ -195,6 +195,7 @@ impl Worker {
         let exchange = &mut self.exchanges[exchange_id];
         if drawn.delay_ms > 0 {
             exchange.mark = Mark::Delayed;
+            exchange.flag("");
             exchange.further().abort = drawn.abort;
             return self.wait(exchange_id, drawn.delay_ms);
         }
