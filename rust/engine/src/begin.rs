@@ -74,6 +74,7 @@ impl Worker {
             active_slot: None,
             tried: Vec::new(),
             tries: 0,
+            passed_over: 0,
             further: None,
             mark: Mark::None,
             is_edited: false,

@@ -226,6 +226,8 @@ pub(crate) struct Exchange {
     /// Slots of endpoints that failed this exchange.
     pub(crate) tried: Vec<u32>,
     pub(crate) tries: u32,
+    /// Tries of these that found nobody and were followed by another endpoint at once.
+    pub(crate) passed_over: u8,
     /// What further tries and waiting need.
     pub(crate) further: Option<Box<Further>>,
     pub(crate) mark: Mark,

@@ -28,9 +28,9 @@ use crate::worker::Worker;
 /// The longest body that is kept (Linkerd's bound for retries).
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// Endpoints that a connection without requests is offered to: nothing was sent, so looking on costs
-/// time only.
-const CONNECTS_MAX: u32 = 16;
+/// Endpoints that are passed over because they cannot be connected to: nothing was sent, so looking on
+/// costs time only.
+const PASSED_OVER_MAX: u8 = 16;
 
 /// What most exchanges never need.
 #[derive(Default)]
@@ -111,7 +111,7 @@ impl Worker {
         }
         let one = Try {
             outcome,
-            number: exchange.tries,
+            number: exchange.tries - u32::from(exchange.passed_over),
             is_idempotent: exchange.is_idempotent(),
             is_replayable: exchange.is_replayable(),
         };
@@ -167,27 +167,30 @@ impl Worker {
         }
     }
 
-    /// The next place for what no policy is for: another endpoint for a connection, the next address
-    /// of a name outside every cluster.
+    /// A place to look at instead of one that cannot be connected to: another endpoint, or the next
+    /// address of a name outside every cluster.
     fn has_next_place(&mut self, exchange_id: usize) -> bool {
         let exchange = &mut self.exchanges[exchange_id];
-        match exchange.destination {
-            Some(Destination::Cluster(index)) if exchange.carries == Carries::Tcp => {
+        let is_there = match exchange.destination {
+            Some(Destination::Cluster(index))
+                if exchange.carries != Carries::Http || exchange.retry().passes_over() =>
+            {
                 exchange.tried.extend(exchange.active_slot);
                 let endpoints = &exchange.generation.snapshot.clusters[index].endpoints;
                 let mut others = endpoints.iter();
-                exchange.tries < CONNECTS_MAX
+                exchange.passed_over < PASSED_OVER_MAX
                     && others.any(|endpoint| !exchange.tried.contains(&endpoint.slot))
             }
-            Some(Destination::Passthrough(_)) => match exchange.addresses.pop() {
-                Some(next) => {
-                    exchange.destination = Some(Destination::Passthrough(next));
-                    true
-                }
-                None => false,
-            },
+            Some(Destination::Passthrough(_)) => {
+                let next = exchange.addresses.pop().map(Destination::Passthrough);
+                let is_there = next.is_some();
+                exchange.destination = next.or(exchange.destination.take());
+                is_there
+            }
             _ => false,
-        }
+        };
+        exchange.passed_over = exchange.passed_over.saturating_add(u8::from(is_there));
+        is_there
     }
 
     /// Does to a request what was drawn for it.

@@ -177,6 +177,13 @@ impl Retry {
         self.statuses.iter().any(|status| *status < 400)
     }
 
+    /// Whether an endpoint that cannot be connected to is passed over for another at once. Nothing was
+    /// sent, so that is no try of the request's.
+    #[must_use]
+    pub fn passes_over(&self) -> bool {
+        self.attempts > 0 && self.avoid_tried && self.asks_for_another(Outcome::ConnectFailed)
+    }
+
     /// Decides what follows a try. `in_flight` is asked only when everything else speaks for another.
     pub fn decide(
         &self,
@@ -415,6 +422,8 @@ mod tests {
         ] {
             assert_eq!(goes_on(&DEFAULT, first(outcome, true)), expected);
         }
+        assert!(DEFAULT.passes_over() && !Retry::never().passes_over());
+        assert!(!policy(&[Condition::RefusedStream]).passes_over());
         assert!(goes_on(Retry::inbound(), first(UNSENT, false)));
         assert!(!goes_on(Retry::inbound(), first(CUT, true)));
         assert!(!goes_on(
