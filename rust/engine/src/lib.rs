@@ -33,6 +33,7 @@ mod text;
 mod timers;
 pub mod tls;
 mod trace;
+mod tries;
 mod upstream;
 mod worker;
 

@@ -16,6 +16,7 @@ use crate::domains::{Domain, Domains};
 use crate::edits;
 use crate::error::{Error, Problems};
 use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
+use crate::retry::Retry;
 use crate::route::{Destinations, Route, TcpRoute, WeightedCluster};
 use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
 
@@ -252,7 +253,14 @@ impl Compiler<'_> {
             let fault = route.fault.map(|fault| this.fault(fault));
             let request_headers = this.edits("request_headers", route.request_headers);
             let response_headers = this.edits("response_headers", route.response_headers);
+            let is_usual =
+                |retry: &Retry| retry.per_try_timeout_ms == 0 && !retry.reads_low_statuses();
+            let is_plain = fault.is_none()
+                && request_headers.is_none()
+                && response_headers.is_none()
+                && retry.as_ref().is_none_or(is_usual);
             Some(Route {
+                is_plain,
                 name: route.name,
                 matches,
                 timeout_ms: route.timeout_ms,
@@ -283,6 +291,7 @@ impl Compiler<'_> {
             Some(WeightedCluster {
                 cluster,
                 weight: destination.weight,
+                is_plain: request_headers.is_none() && response_headers.is_none(),
                 request_headers,
                 response_headers,
             })

@@ -133,12 +133,6 @@ const fn preset(attempts: u32, on_bits: u16) -> Retry {
 const NO_ANSWER: u16 =
     bit(Condition::Reset) | bit(Condition::FiveHundreds) | bit(Condition::GatewayError);
 
-const GRPC: u16 = bit(Condition::Cancelled)
-    | bit(Condition::DeadlineExceeded)
-    | bit(Condition::Internal)
-    | bit(Condition::ResourceExhausted)
-    | bit(Condition::Unavailable);
-
 const fn bit(condition: Condition) -> u16 {
     1 << condition as u16
 }
@@ -159,6 +153,12 @@ impl Retry {
         }
     }
 
+    /// The policy of calls outside every route.
+    #[must_use]
+    pub fn outbound() -> &'static Self {
+        &DEFAULT
+    }
+
     /// The policy of calls from the mesh to the application here.
     #[must_use]
     pub fn inbound() -> &'static Self {
@@ -171,10 +171,17 @@ impl Retry {
         &NEVER
     }
 
-    /// Whether `grpc-status` in a response head matters.
+    /// Whether a response that is no error by its status may be followed by another try for it.
     #[must_use]
-    pub fn reads_grpc_status(&self) -> bool {
-        self.on_bits & GRPC != 0
+    pub fn reads_low_statuses(&self) -> bool {
+        self.statuses.iter().any(|status| *status < 400)
+    }
+
+    /// Whether an endpoint that cannot be connected to is passed over for another at once. Nothing was
+    /// sent, so that is no try of the request's.
+    #[must_use]
+    pub fn passes_over(&self) -> bool {
+        self.attempts > 0 && self.avoid_tried && self.asks_for_another(Outcome::ConnectFailed)
     }
 
     /// Decides what follows a try. `in_flight` is asked only when everything else speaks for another.
@@ -415,6 +422,8 @@ mod tests {
         ] {
             assert_eq!(goes_on(&DEFAULT, first(outcome, true)), expected);
         }
+        assert!(DEFAULT.passes_over() && !Retry::never().passes_over());
+        assert!(!policy(&[Condition::RefusedStream]).passes_over());
         assert!(goes_on(Retry::inbound(), first(UNSENT, false)));
         assert!(!goes_on(Retry::inbound(), first(CUT, true)));
         assert!(!goes_on(

@@ -27,6 +27,9 @@ pub struct Choice<'s> {
     pub timeout_ms: u64,
     /// Index of the cluster in the snapshot.
     pub cluster: usize,
+    /// Nothing but the sending is done to the request, and a further try follows no answer that is
+    /// not an error: no fault, no edits, no bound on each try.
+    pub is_plain: bool,
 }
 
 /// Where a route stands among the routes of its listener, by indices.
@@ -39,7 +42,7 @@ pub enum RoutePlace {
         /// Index of the route in it.
         route: u32,
         /// Index of the destination among the route's.
-        destination: u32,
+        destination: u16,
     },
     /// A route for connections.
     Tcp(u32),
@@ -87,6 +90,8 @@ pub struct Route {
     pub response_headers: Option<HeaderEdits>,
     /// As the document has it.
     pub(crate) retry: Option<Retry>,
+    /// No fault, no edits of its own, no bound on each try, no further try after an answer below 400.
+    pub(crate) is_plain: bool,
 }
 
 impl Route {
@@ -132,6 +137,8 @@ pub struct WeightedCluster {
     pub request_headers: Option<HeaderEdits>,
     /// Edits of the responses that come from there, before the route's.
     pub response_headers: Option<HeaderEdits>,
+    /// No edits of its own.
+    pub(crate) is_plain: bool,
 }
 
 /// The destinations of a route; their weights have a sum above 0.
@@ -142,13 +149,14 @@ pub struct Destinations {
 }
 
 impl Destinations {
-    /// None when the weights have no sum.
+    /// None when the weights have no sum, or there are more than a place can say.
     pub(crate) fn new(clusters: Vec<WeightedCluster>) -> Option<Self> {
         let sum = clusters
             .iter()
             .map(|destination| u64::from(destination.weight))
             .sum();
-        (sum > 0).then_some(Self { clusters, sum })
+        let has_places = u16::try_from(clusters.len()).is_ok();
+        (sum > 0 && has_places).then_some(Self { clusters, sum })
     }
 
     /// The destinations in the order of the document.
@@ -195,16 +203,18 @@ impl Snapshot {
             .enumerate()
             .find(|(_, route)| route.takes(request))
             .ok_or(NoRoute::NoMatch)?;
-        let destination = route.destinations.choose(random);
+        let place = route.destinations.choose(random);
+        let destination = &route.destinations.clusters[place];
         Ok(Choice {
             route: &route.name,
             place: RoutePlace::Http {
                 virtual_host: host as u32,
                 route: index as u32,
-                destination: destination as u32,
+                destination: place as u16,
             },
             timeout_ms: route.timeout_ms(),
-            cluster: route.destinations.clusters[destination].cluster,
+            cluster: destination.cluster,
+            is_plain: route.is_plain && destination.is_plain,
         })
     }
 
@@ -224,6 +234,7 @@ impl Snapshot {
             place: RoutePlace::Tcp(0),
             timeout_ms: 0,
             cluster: route.destinations.clusters[route.destinations.choose(random)].cluster,
+            is_plain: true,
         })
     }
 

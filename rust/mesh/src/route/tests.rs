@@ -65,7 +65,8 @@ fn stays_in_the_virtual_host_of_the_domain() {
                 destination: 0,
             },
             timeout_ms: 0,
-            cluster: 1
+            cluster: 1,
+            is_plain: true,
         })
     );
     let missed = snapshot.route(0, &Get::new("shop.example.com", "/"), &mut random);
@@ -118,7 +119,8 @@ fn connections_take_the_first_tcp_route() {
             route: "default/db/tcp/0",
             place: RoutePlace::Tcp(0),
             timeout_ms: 0,
-            cluster: 1
+            cluster: 1,
+            is_plain: true,
         })
     );
 }

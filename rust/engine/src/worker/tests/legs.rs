@@ -4,19 +4,19 @@ use super::*;
 use crate::tls::Authority;
 
 const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
-const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
+pub(super) const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
 
 const INBOUND: &str = r#"{"name":"front","direction":"inbound","protocol":"HTTP",
     "tls":{"mode":"STRICT"},"virtual_hosts":[]}"#;
 
-struct Mesh {
-    near: Bench,
-    far: Bench,
+pub(super) struct Mesh {
+    pub(super) near: Bench,
+    pub(super) far: Bench,
 }
 
 impl Mesh {
     /// `expected` is whom the caller's proxy is told to find at the callee's.
-    fn new(application: SocketAddr, expected: &str) -> Self {
+    pub(super) fn new(application: SocketAddr, expected: &str) -> Self {
         let authority = Authority::new();
         let far_listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = application.port();
