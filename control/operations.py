@@ -40,15 +40,18 @@ from meshfast.control.store import (
     Store,
     Transaction,
 )
-from meshfast.control.translate import MeshService, check, mesh_services
+from meshfast.control.translate import MeshService, check, mesh_services, orphans
 from meshfast.discovery import JoinToken
 from meshfast.errors import ConfigError, MeshfastError, Problem
-from meshfast.resources import Loaded, load_text
+from meshfast.resources import Loaded, Reading, read_bytes
+from meshfast.resources.kinds import DestinationRule
 from meshfast.resources.texts import CHECKS
 
 __all__ = [
     "Applied",
+    "ChangedError",
     "CreatedToken",
+    "Expected",
     "NotFoundError",
     "Operations",
     "ResourceChange",
@@ -70,6 +73,19 @@ Action = Literal["configured", "created", "deleted", "unchanged"]
 
 class NotFoundError(MeshfastError):
     """There is no such thing."""
+
+
+class ChangedError(MeshfastError):
+    """Somebody else changed a resource since it was read."""
+
+
+class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The revision that a resource was read at; empty when there was none of the name."""
+
+    kind: str
+    namespace: str
+    name: str
+    revision: str = ""
 
 
 class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,17 +209,28 @@ class Operations:
         return await self.apply_texts([(file, text)], dry_run=dry_run)
 
     async def apply_texts(
-        self, texts: Sequence[tuple[str, str]], *, dry_run: bool = False
+        self,
+        texts: Sequence[tuple[str, str]],
+        *,
+        dry_run: bool = False,
+        expected: Sequence[Expected] = (),
     ) -> Applied:
-        """Store the resources of several texts, each `(file, text)`, together; as `apply` does."""
-        new = await asyncio.to_thread(_load, texts)
+        """Store the resources of several texts, each `(file, text)`, together; as `apply` does.
+
+        Raises `ChangedError`, and writes nothing, when a resource is not at its expected revision.
+        """
+        reading = await asyncio.to_thread(_read, texts)
         services = mesh_services(self._mesh.workloads())
-        return await asyncio.to_thread(self._apply, new, services, dry_run)
+        return await asyncio.to_thread(self._apply, reading, services, dry_run, expected)
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, dry_run: bool = False
     ) -> Applied:
-        """Remove a resource. Raises `NotFoundError`, and what the store raises."""
+        """Remove a resource.
+
+        Raises `NotFoundError`, `ConfigError` when another resource needs it, and what the store
+        raises.
+        """
         return await asyncio.to_thread(self._delete, kind, namespace, name, dry_run)
 
     async def get(self, kind: str, namespace: str, name: str) -> ResourceView:
@@ -317,14 +344,27 @@ class Operations:
         ]
 
     def _apply(
-        self, new: Sequence[Loaded], services: Mapping[str, MeshService], dry_run: bool
+        self,
+        reading: Reading,
+        services: Mapping[str, MeshService],
+        dry_run: bool,
+        expected: Sequence[Expected],
     ) -> Applied:
+        new = reading.resources
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
             stored = {one.entry.key: one for one in self._all()}
+            _check_expected(expected, stored)
             keys = [_key(item) for item in new]
             others = [one.loaded for key, one in stored.items() if key not in keys]
-            warnings = check(new, others, services, self._build)
+            warnings = check(
+                new,
+                others,
+                services,
+                self._build,
+                refused=reading.problems,
+                unread=reading.unread,
+            )
             changes, puts = [], []
             for key, item in zip(keys, new, strict=True):
                 value = msgspec.json.encode(item.resource)
@@ -353,6 +393,7 @@ class Operations:
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
             stored = self._stored(kind, namespace, name)
+            _check_unused(stored, [one.loaded for one in self._all()])
             change = ResourceChange(
                 kind=kind,
                 namespace=namespace,
@@ -393,18 +434,35 @@ class Operations:
         return [StoredResource.of(entry) for entry in found]
 
 
-def _load(texts: Sequence[tuple[str, str]]) -> Sequence[Loaded]:
-    """Load every text, so that the problems of all are raised together."""
-    loaded: list[Loaded] = []
-    problems: list[Problem] = []
-    for file, text in texts:
-        try:
-            loaded += load_text(text, file)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return loaded
+def _read(texts: Sequence[tuple[str, str]]) -> Reading:
+    """Read every text, so that the problems of all are raised together."""
+    readings = [read_bytes(text.encode(), file) for file, text in texts]
+    return Reading(
+        [item for reading in readings for item in reading.resources],
+        [problem for reading in readings for problem in reading.problems],
+        frozenset().union(*(reading.unread for reading in readings)),
+    )
+
+
+def _check_expected(expected: Sequence[Expected], stored: Mapping[str, StoredResource]) -> None:
+    for one in expected:
+        found = stored.get(resource_key(one.kind, one.namespace, one.name))
+        if one.revision != ("" if found is None else str(found.entry.modified)):
+            raise ChangedError(f"{one.kind} {one.namespace}/{one.name} was changed meanwhile")
+
+
+def _check_unused(stored: StoredResource, all: Sequence[Loaded]) -> None:
+    """Refuse to remove subsets that a rule sends to."""
+    key = _key(stored.loaded)
+    left = [item for item in all if _key(item) != key]
+    resource = stored.loaded.resource
+    if isinstance(resource, DestinationRule):
+        users = [f"VirtualService {rule.full_name} sends to the subset {subset!r} of {host}"
+                 for rule, host, subset in orphans(left)]  # fmt: skip
+        if users:
+            name = f"{resource.kind} {resource.metadata.namespace}/{resource.metadata.name}"
+            hint = "change or delete it first"
+            raise ConfigError(Problem(message, name, hint=hint) for message in users)
 
 
 def _key(item: Loaded) -> str:

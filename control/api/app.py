@@ -5,8 +5,8 @@ that `Operations` returned, as JSON. A refusal is `{"problems": [...]}` with mem
 `file`, `line`, `column`, `path` and `hint`, and one of
 
     400 not what the route takes     404 no such thing     405 not by this method
-    413 the body is too long         422 refused, nothing was changed
-    503 the store cannot take it
+    409 not at the expected revision 413 the body is too long
+    422 refused, nothing was changed 503 the store cannot take it
 
 Does not do: authenticate (serve.py says who gets here), decide anything, keep state.
 
@@ -30,7 +30,9 @@ from meshfast.control.api import BODY_BYTES_MAX
 from meshfast.control.operations import (
     TOKEN_TTL_S,
     Applied,
+    ChangedError,
     CreatedToken,
+    Expected,
     NotFoundError,
     Operations,
     ResourceView,
@@ -63,9 +65,13 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Texts that are applied together, or not at all."""
+    """Texts that are applied together, or not at all.
+
+    `expected` are revisions that resources were read at, so that nobody's change is lost.
+    """
 
     texts: tuple[Text, ...]
+    expected: tuple[Expected, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,11 +112,13 @@ async def _revoke_token(asked: _Asked) -> None:
 
 
 async def _apply(asked: _Asked) -> Applied:
-    return await asked.operations.apply_texts(_texts(asked))
+    return await asked.operations.apply_texts(_texts(asked), expected=asked.body.expected)
 
 
 async def _diff(asked: _Asked) -> Applied:
-    return await asked.operations.apply_texts(_texts(asked), dry_run=True)
+    return await asked.operations.apply_texts(
+        _texts(asked), dry_run=True, expected=asked.body.expected
+    )
 
 
 async def _list(asked: _Asked) -> Sequence[ResourceView]:
@@ -197,6 +205,8 @@ def _endpoint(row: _Row, operations: Operations) -> Callable[[Request], Awaitabl
             return _refusal(400, "the body is not UTF-8")
         except NotFoundError as error:
             return _refusal(404, str(error))
+        except ChangedError as error:
+            return _refusal(409, str(error))
         except ConfigError as error:
             return _json(msgspec.json.encode(Problems(error.problems)), 422)
         except StoreError as error:

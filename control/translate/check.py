@@ -1,7 +1,8 @@
 """Judges resources before they are stored: alone, against one another, and against what is stored.
 
 What is refused here never becomes a revision. What may become right by itself, a destination that
-nobody serves yet, is a warning.
+nobody serves yet or a subset that no endpoint is in, is a warning. What is stored is not judged
+again, but nothing new may take away what it needs.
 
 Does not do: reading the store, writing.
 
@@ -14,23 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from msgspec import UNSET
-from msgspec.structs import replace
-
-from meshfast.control.translate.hosts import Hosts, completed, mesh_bound
-from meshfast.control.translate.services import MeshService
-from meshfast.control.translate.translation import cluster_shells
+from meshfast.control.translate.hosts import Hosts, completed, destinations, mesh_bound
+from meshfast.control.translate.services import MeshService, labels_of
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy import names
-from meshfast.policy.blame import locate
-from meshfast.policy.clusters import check_entries
-from meshfast.policy.document import Document, Listener, VirtualHost, Workload, encode_document
+from meshfast.policy.clusters import check_entries, check_selected, selects, warn_of_selection
+from meshfast.policy.destination_rules import check_subsets, warn_of_subsets
+from meshfast.policy.expressions import check_expressions
 from meshfast.policy.index import Entry, Index, nearest
 from meshfast.policy.routes import Router
 from meshfast.resources import Loaded
-from meshfast.resources.kinds import ForwardProxy, Gateway, ServiceEntry, VirtualService
+from meshfast.resources.kinds import (
+    Destination,
+    DestinationRule,
+    ForwardProxy,
+    Gateway,
+    ServiceEntry,
+    VirtualService,
+)
 
-__all__ = ["check"]
+__all__ = ["check", "orphans"]
 
 Build = Callable[[bytes], bytes]
 
@@ -40,11 +44,15 @@ def check(
     stored: Sequence[Loaded],
     services: Mapping[str, MeshService],
     build: Build,
+    *,
+    refused: Sequence[Problem] = (),
+    unread: frozenset[str] = frozenset(),
 ) -> list[Problem]:
     """Return warnings about the new resources; `stored` are all others that would remain.
 
-    `build` is `meshfast._core.Snapshot.build`, the judge of regular expressions. Raises
-    `ConfigError` with everything that is wrong.
+    `build` is `meshfast._core.Snapshot.build`, the judge of regular expressions. `refused` is what
+    was wrong with resources that could not be read, `unread` their kinds. Raises `ConfigError` with
+    everything that is wrong.
     """
     hosts = Hosts.of([*stored, *new], services)
     entries = [
@@ -53,17 +61,43 @@ def check(
         if isinstance(item.resource, VirtualService) and mesh_bound(item.resource)
     ]
     problems = [
+        *refused,
         *_check_kinds(new),
         *_check_duplicates(new, stored),
-        *_check_service_entries(new, services),
+        *_check_service_entries(new, hosts),
+        *_check_selected(new, stored),
         *_check_hosts_once(entries, stored),
-        *_check_routes(entries, hosts),
+        *_check_routes(entries, hosts, unread),
+        *_check_rules(new, hosts),
+        *check_expressions(entries, build),
     ]
-    if not problems:
-        problems += _check_expressions(entries, new, hosts, build)
     if problems:
-        raise ConfigError(sorted(problems, key=lambda one: (one.file, one.line, one.column)))
-    return list(_warnings(entries, hosts))
+        raise ConfigError(_in_file_order(problems))
+    warnings = [
+        *(problem for item in new for problem in item.warnings),
+        *_warn_of_routes(entries, hosts),
+        *_warn_of_rules(new, hosts),
+        *_warn_of_selection(new, stored),
+    ]
+    return _in_file_order(warnings)
+
+
+def orphans(resources: Sequence[Loaded]) -> Iterator[tuple[Entry[VirtualService], str, str]]:
+    """Give rules that send to a subset that there is not: rule, key of the host, subset."""
+    hosts = Hosts.of(resources, {})
+    for rule in hosts.rules:
+        found = {
+            (names.service_key(one.host, rule.namespace), one.subset)
+            for one in destinations(rule)
+            if one.subset
+        }
+        for key, subset in sorted(found):
+            if hosts.index.subset(key, subset) is None:
+                yield rule, key, subset
+
+
+def _in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda one: (one.file, one.line, one.column))
 
 
 def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
@@ -88,13 +122,16 @@ def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
 
 def _check_duplicates(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
     """Refuse two resources of a name, and two ServiceEntries of a host."""
-    files = {item.origin.file for item in new}
+    files = _files(new)
     yield from (one for one in Index.of([*stored, *new]).problems if one.file in files)
 
 
-def _check_service_entries(
-    new: Iterable[Loaded], services: Mapping[str, MeshService]
-) -> Iterator[Problem]:
+def _files(new: Iterable[Loaded]) -> set[str]:
+    """Name the files; what is stored is of others."""
+    return {item.origin.file for item in new}
+
+
+def _check_service_entries(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Problem]:
     for item in new:
         if not isinstance(item.resource, ServiceEntry):
             continue
@@ -102,9 +139,23 @@ def _check_service_entries(
         yield from check_entries([entry])
         for position, host in enumerate(item.resource.spec.hosts):
             key = names.service_key(host, entry.namespace)
-            if key in services:
+            if key in hosts.services:
                 message = f"{key} is a service of the mesh: workloads are registered for it"
                 yield item.origin.problem(message, "spec", "hosts", position)
+
+
+def _check_selected(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
+    """Refuse selectors and WorkloadEntries that do not go together, at the one that is new."""
+    files = _files(new)
+    index = Index.of([*stored, *new])
+    for entry in index.entries:
+        for problem in check_selected([entry], index.workloads):
+            if problem.file in files:
+                yield problem
+            elif entry.origin.file in files:
+                message = f"selects {problem.file}, which has no IP address"
+                hint = "write resolution: DNS to have names resolved"
+                yield entry.origin.problem(message, "spec", "workloadSelector", hint=hint)
 
 
 def _check_hosts_once(
@@ -129,13 +180,16 @@ def _check_hosts_once(
                 yield entry.origin.problem(message, "spec", "hosts", position, hint=hint)
 
 
-def _check_routes(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> Iterator[Problem]:
+def _check_routes(
+    entries: Iterable[Entry[VirtualService]], hosts: Hosts, unread: frozenset[str]
+) -> Iterator[Problem]:
     for entry in entries:
-        router = Router(hosts.index)
+        router = Router(hosts.index, unread)
         router.check(completed(entry, hosts, 0))
         yield from router.problems
-        for path, host, number in _named_ports(entry):
-            key = names.service_key(host, entry.namespace)
+        for path, destination in _destinations(entry):
+            key = names.service_key(destination.host, entry.namespace)
+            number = None if destination.port is None else destination.port.number
             ports = hosts.served.get(key)
             external = key in hosts.external
             if external and ports is not None and number is not None and number not in ports:
@@ -144,46 +198,42 @@ def _check_routes(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> Ite
                 yield entry.origin.problem(message, *path, "port")
 
 
-def _check_expressions(
-    entries: Sequence[Entry[VirtualService]],
-    new: Sequence[Loaded],
-    hosts: Hosts,
-    build: Build,
-) -> Iterable[Problem]:
-    """Let the snapshot compiler look at every condition, each under the port that it asks for."""
-    listeners: list[Listener] = []
-    for entry in entries:
-        asked = {match.port for route in entry.resource.spec.http for match in route.match}
-        for port in sorted(port or 1 for port in asked) or [1]:
-            router = Router(hosts.index)
-            routes = tuple(router.http_routes(completed(entry, hosts, port), port))
-            host = VirtualHost(name=entry.full_name, domains=("*",), routes=routes)
-            listeners.append(
-                Listener(
-                    name=f"outbound/127.0.0.{len(listeners) % 250 + 1}:{port}",
-                    direction="outbound",
-                    protocol="HTTP",
-                    virtual_hosts=(host,),
-                )
-            )
-    document = Document(
-        generation=1,
-        workload=Workload(name="check", namespace="", app="", revision=""),
-        listeners=tuple(listeners),
-        # Which legs are encrypted is no matter of expressions.
-        clusters=tuple(replace(one, tls=UNSET) for one in cluster_shells(hosts)),
-    )
-    try:
-        build(encode_document(document))
-    except ConfigError as error:
-        return locate(error, document, new).problems
-    return ()
+def _check_rules(new: Sequence[Loaded], hosts: Hosts) -> Iterator[Problem]:
+    """Look at DestinationRules; refuse to take away a subset that a stored rule sends to."""
+    rules = list(_destination_rules(new))
+    for rule in rules:
+        yield from check_subsets(rule)
+    if not rules:
+        return
+    files = _files(new)
+    for user, key, subset in orphans(_loaded(hosts)):
+        if user.origin.file in files:
+            continue  # said at its own place
+        mine = hosts.index.destination_rules.get(key)
+        blamed = mine if mine is not None and mine.origin.file in files else rules[0]
+        message = f"VirtualService {user.full_name} sends to the subset {subset!r} of {key}"
+        hint = "keep the subset, or change the VirtualService in the same file"
+        yield blamed.origin.problem(message, "spec", "subsets", hint=hint)
 
 
-def _warnings(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> Iterator[Problem]:
+def _loaded(hosts: Hosts) -> list[Loaded]:
+    rules = [Loaded(one.resource, one.origin) for one in hosts.rules]
+    return rules + [
+        Loaded(one.resource, one.origin) for one in hosts.index.destination_rules.values()
+    ]
+
+
+def _destination_rules(new: Iterable[Loaded]) -> Iterator[Entry[DestinationRule]]:
+    for item in new:
+        if isinstance(item.resource, DestinationRule):
+            yield Entry(item.resource, item.origin)
+
+
+def _warn_of_routes(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> Iterator[Problem]:
     for entry in entries:
-        for path, host, number in _named_ports(entry):
-            key = names.service_key(host, entry.namespace)
+        for path, destination in _destinations(entry):
+            key = names.service_key(destination.host, entry.namespace)
+            number = None if destination.port is None else destination.port.number
             ports = hosts.served.get(key)
             if ports is None:
                 message = f"nobody serves {key} now: its share is answered 503 until then"
@@ -193,14 +243,48 @@ def _warnings(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> Iterato
                 listed = ", ".join(map(str, ports))
                 message = f"no workload of {key} serves port {number} now, only {listed}"
                 yield entry.origin.problem(message, *path, "port")
+            elif destination.subset:
+                subset = hosts.index.subset(key, destination.subset)
+                if not any(selects(subset, labels) for labels in _labels(key, hosts)):
+                    message = (
+                        f"no endpoint of {key} is in the subset {destination.subset!r} now: its "
+                        "share is answered 503 until then"
+                    )
+                    yield entry.origin.problem(message, *path, "subset")
 
 
-def _named_ports(
+def _warn_of_rules(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Problem]:
+    for rule in _destination_rules(new):
+        key = names.service_key(rule.resource.spec.host, rule.namespace)
+        if key in hosts.served:
+            yield from warn_of_subsets(rule, _labels(key, hosts))
+        else:
+            message = f"nobody serves {key} now"
+            hint = nearest(key, list(hosts.served), "hosts")
+            yield rule.origin.problem(message, "spec", "host", hint=hint)
+
+
+def _labels(key: str, hosts: Hosts) -> list[dict[str, str]]:
+    """Give the labels of all endpoints of a host that is served."""
+    service = hosts.services.get(key)
+    if service is not None:
+        return [labels_of(one) for port in service.ports for one in port.workloads]
+    spec = hosts.external[key].entry.resource.spec
+    return [one.labels for one in spec.endpoints]
+
+
+def _warn_of_selection(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
+    files = _files(new)
+    index = Index.of([*stored, *new])
+    for problem in warn_of_selection(index.entries, index.workloads):
+        if problem.file in files:
+            yield problem
+
+
+def _destinations(
     entry: Entry[VirtualService],
-) -> Iterator[tuple[tuple[str | int, ...], str, int | None]]:
-    """Give place, host and port of every destination."""
+) -> Iterator[tuple[tuple[str | int, ...], Destination]]:
+    """Give every destination with its place."""
     for position, route in enumerate(entry.resource.spec.http):
         for at, item in enumerate(route.route):
-            path = ("spec", "http", position, "route", at, "destination")
-            port = item.destination.port
-            yield path, item.destination.host, None if port is None else port.number
+            yield ("spec", "http", position, "route", at, "destination"), item.destination

@@ -20,12 +20,12 @@ from msgspec.structs import replace
 
 from meshfast.control.translate.services import MeshService
 from meshfast.policy import names
-from meshfast.policy.index import Entry, Index, ServiceHost
+from meshfast.policy.index import Entry, Index, ServiceHost, with_selected
 from meshfast.resources import Loaded, Origin, kinds
-from meshfast.resources.kinds import ServiceEntry, VirtualService
+from meshfast.resources.kinds import DestinationRule, ServiceEntry, VirtualService, WorkloadEntry
 from meshfast.resources.nodes import Mapping as MappingNode
 
-__all__ = ["Hosts", "completed", "destinations", "mesh_bound"]
+__all__ = ["Hosts", "completed", "destinations", "mesh_bound", "named_subsets"]
 
 MESH: Final = "mesh"
 #: Where a destination names no port, and nobody serves its host.
@@ -38,7 +38,8 @@ _NOWHERE: Final = Origin("", MappingNode(0, 0, {}, {}, 0, 0))
 class Hosts:
     """All hosts by key. `index` has ports that rules name and nobody serves; `served` does not.
 
-    `rules` are the VirtualServices for sidecars, in the order of their names.
+    `rules` are the VirtualServices for sidecars, in the order of their names. `index` has the
+    DestinationRules and WorkloadEntries, too.
     """
 
     index: Index
@@ -51,13 +52,14 @@ class Hosts:
     def of(cls, resources: Sequence[Loaded], services: Mapping[str, MeshService]) -> Hosts:
         """Join resources and services."""
         by_name = sorted(resources, key=_full_name)
-        external = _external(by_name, services)
+        rules_of_hosts, workloads = _rules_and_workloads(by_name)
+        external = _external(by_name, services, workloads)
         rules = [
             Entry(item.resource, item.origin)
             for item in by_name
             if isinstance(item.resource, VirtualService) and mesh_bound(item.resource)
         ]
-        index = Index(virtual_services=rules)
+        index = Index(destination_rules=rules_of_hosts, virtual_services=rules, workloads=workloads)
         index.services |= {key: _host_of(service) for key, service in services.items()}
         index.services |= external
         served = {
@@ -82,6 +84,17 @@ def destinations(rule: Entry[VirtualService]) -> Iterator[kinds.Destination]:
             yield item.destination
 
 
+def named_subsets(hosts: Hosts) -> dict[str, list[str]]:
+    """Give the subsets that rules send to, by the key of the host."""
+    found: dict[str, set[str]] = {}
+    for rule in hosts.rules:
+        for destination in destinations(rule):
+            if destination.subset:
+                key = names.service_key(destination.host, rule.namespace)
+                found.setdefault(key, set()).add(destination.subset)
+    return {key: sorted(subsets) for key, subsets in found.items()}
+
+
 def completed(rule: Entry[VirtualService], hosts: Hosts, port: int) -> Entry[VirtualService]:
     """Write the ports that destinations leave out: the one that was called, or else the first."""
 
@@ -99,15 +112,33 @@ def completed(rule: Entry[VirtualService], hosts: Hosts, port: int) -> Entry[Vir
     return Entry(replace(rule.resource, spec=replace(spec, http=http)), rule.origin)
 
 
+def _rules_and_workloads(
+    resources: Iterable[Loaded],
+) -> tuple[dict[str, Entry[DestinationRule]], list[Entry[WorkloadEntry]]]:
+    """Give DestinationRules by the key of their host, the first by name has it, and endpoints."""
+    rules: dict[str, Entry[DestinationRule]] = {}
+    workloads = []
+    for item in resources:
+        match item.resource:
+            case DestinationRule() as resource:
+                entry = Entry(resource, item.origin)
+                rules.setdefault(names.service_key(resource.spec.host, entry.namespace), entry)
+            case WorkloadEntry() as workload:
+                workloads.append(Entry(workload, item.origin))
+    return rules, workloads
+
+
 def _external(
-    resources: Iterable[Loaded], services: Mapping[str, MeshService]
+    resources: Iterable[Loaded],
+    services: Mapping[str, MeshService],
+    workloads: Sequence[Entry[WorkloadEntry]],
 ) -> dict[str, ServiceHost]:
     """Give the hosts of ServiceEntries; the first by name has a host, and a service before all."""
     found: dict[str, ServiceHost] = {}
     for item in resources:
         if not isinstance(item.resource, ServiceEntry):
             continue
-        entry = Entry(item.resource, item.origin)
+        entry = with_selected(Entry(item.resource, item.origin), workloads)
         for host in item.resource.spec.hosts:
             key = names.service_key(host, entry.namespace)
             if key not in services:

@@ -20,10 +20,11 @@ import msgspec
 
 from meshfast.control.registry import WorkloadRecord
 from meshfast.policy import names
+from meshfast.policy.clusters import selects
 from meshfast.policy.sidecar import SidecarEndpoint
-from meshfast.resources.kinds import Protocol
+from meshfast.resources.kinds import Protocol, Subset
 
-__all__ = ["MeshService", "ServicePort", "mesh_services"]
+__all__ = ["MeshService", "ServicePort", "labels_of", "mesh_services"]
 
 _TCP = frozenset({"mongo", "mysql", "redis", "tcp", "tls"})  # Istio's words for what is not HTTP
 
@@ -37,9 +38,13 @@ class ServicePort:
     protocol: Protocol
     workloads: tuple[WorkloadRecord, ...]
 
-    def endpoints(self) -> tuple[SidecarEndpoint, ...]:
-        """Give the endpoints: the sidecars' inbound addresses with their identities."""
-        return tuple(_endpoint(workload) for workload in self.workloads)
+    def endpoints(self, subset: Subset | None = None) -> tuple[SidecarEndpoint, ...]:
+        """Give the endpoints, of a subset or all: the sidecars' addresses with their identities."""
+        return tuple(
+            _endpoint(workload)
+            for workload in self.workloads
+            if selects(subset, labels_of(workload))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,11 @@ def _port(number: int, key: str, port: _Port) -> ServicePort:
     name = key if key and not key.isdigit() else f"port-{number}"
     workloads = {workload.address: workload for workload in port.workloads}
     return ServicePort(number, name, protocol, tuple(workloads.values()))
+
+
+def labels_of(workload: WorkloadRecord) -> dict[str, str]:
+    """Give the labels that subsets match: the service is the label `app` unless it has one."""
+    return {"app": workload.service} | workload.labels
 
 
 def _endpoint(workload: WorkloadRecord) -> SidecarEndpoint:

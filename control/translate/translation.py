@@ -11,17 +11,23 @@ Tests: tests/control/translate/test_translation.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from meshfast.control.registry import WorkloadRecord
-from meshfast.control.translate.hosts import Hosts
+from meshfast.control.translate.hosts import Hosts, named_subsets
 from meshfast.control.translate.routes import Routed, routed_hosts, virtual_hosts
 from meshfast.control.translate.services import MeshService, mesh_services
 from meshfast.policy import names
-from meshfast.policy.clusters import CONNECT_TIMEOUT_MS, IDLE_TIMEOUT_MS, Upstream, build_clusters
+from meshfast.policy.clusters import (
+    CONNECT_TIMEOUT_MS,
+    IDLE_TIMEOUT_MS,
+    Upstream,
+    balancer,
+    build_clusters,
+)
 from meshfast.policy.document import Cluster, ClusterTls, Listener
 from meshfast.policy.sidecar import SidecarEndpoint
 from meshfast.policy.slots import SlotAllocator
@@ -76,35 +82,50 @@ class Translation:
 
 
 def cluster_shells(hosts: Hosts) -> Iterable[Cluster]:
-    """Give a cluster without endpoints for every port of every host, in the order of hosts."""
-    for key, host in sorted(hosts.index.services.items()):
+    """Give a cluster without endpoints for every port of every host, in the order of hosts.
+
+    A subset has clusters when a rule sends to it: endpoints have few slots in a sidecar.
+    """
+    for key, upstream in _upstreams(hosts):
+        yield Cluster(
+            name=upstream.cluster,
+            service=names.service(upstream.service.host, upstream.service.entry.namespace),
+            subset=upstream.subset.name if upstream.subset is not None else "",
+            balancer=balancer(upstream.rule, upstream.subset),
+            connect_timeout_ms=CONNECT_TIMEOUT_MS,
+            idle_timeout_ms=IDLE_TIMEOUT_MS,
+            endpoints=(),
+            tls=msgspec.UNSET if key in hosts.external else ClusterTls(mode="ISTIO_MUTUAL"),
+        )
+
+
+def _upstreams(hosts: Hosts) -> Iterator[tuple[str, Upstream]]:
+    """Give what has a cluster, with the key of its host."""
+    index, named = hosts.index, named_subsets(hosts)
+    for key, host in sorted(index.services.items()):
+        rule = index.destination_rules.get(key)
+        resource = None if rule is None else rule.resource
+        subsets = [index.subset(key, name) for name in named.get(key, ())]
         for port in host.entry.resource.spec.ports:
-            yield Cluster(
-                name=names.cluster_name(port.number, host.host),
-                service=names.service(host.host, host.entry.namespace),
-                subset="",
-                balancer="LEAST_REQUEST",
-                connect_timeout_ms=CONNECT_TIMEOUT_MS,
-                idle_timeout_ms=IDLE_TIMEOUT_MS,
-                endpoints=(),
-                tls=msgspec.UNSET if key in hosts.external else ClusterTls(mode="ISTIO_MUTUAL"),
-            )
+            for subset in (None, *(one for one in subsets if one is not None)):
+                yield key, Upstream(host, port, resource, subset)
 
 
 def _endpoints(hosts: Hosts, resolve: Resolve) -> dict[str, tuple[SidecarEndpoint, ...]]:
     """Give the endpoints of every port that is served, by the name of its cluster."""
-    found = {
-        names.cluster_name(port.number, service.host): port.endpoints()
-        for service in hosts.services.values()
-        for port in service.ports
-    }
-    upstreams: dict[str, Upstream] = {
-        names.cluster_name(port.number, host.host): (host, port)
-        for host in hosts.external.values()
-        for port in host.entry.resource.spec.ports
-    }
-    if upstreams:
-        for cluster in build_clusters(upstreams, resolve, SlotAllocator(_SLOTS_MAX), 1):
+    found: dict[str, tuple[SidecarEndpoint, ...]] = {}
+    external: dict[str, Upstream] = {}
+    for key, upstream in _upstreams(hosts):
+        number = upstream.port.number
+        if number not in hosts.served.get(key, ()):
+            continue
+        if key in hosts.external:
+            external[upstream.cluster] = upstream
+            continue
+        [port] = [one for one in hosts.services[key].ports if one.number == number]
+        found[upstream.cluster] = port.endpoints(upstream.subset)
+    if external:
+        for cluster in build_clusters(external, resolve, SlotAllocator(_SLOTS_MAX), 1):
             found[cluster.name] = tuple(
                 SidecarEndpoint(address=one.address, weight=one.weight, workload=one.workload)
                 for one in cluster.endpoints

@@ -146,10 +146,10 @@ def test_a_selector_is_valid_and_said_to_have_no_effect(meshfast: Run) -> None:
     note = "the selector has no effect: a proxy serves every Gateway of its file"
     done = meshfast("proxy", "-c", str(file), "--mode", "validate")
     assert (done.returncode, done.stdout) == (0, "0 problems\n")
-    assert done.stderr == f"note: {file}:5:13: spec.selector: {note}\n"
+    assert done.stderr == f"warning: {file}:5:13: spec.selector: {note}\n"
     done = meshfast("proxy", "-c", str(file), "--mode", "validate", "-o", "json")
     verdict = json.loads(done.stdout)
-    assert (verdict["valid"], [found["message"] for found in verdict["notes"]]) == (True, [note])
+    assert (verdict["valid"], [found["message"] for found in verdict["warnings"]]) == (True, [note])
 
 
 def test_serving_says_so_too(
@@ -161,7 +161,7 @@ def test_serving_says_so_too(
     flags = ["--access-log", "off", "--runtime-dir", str(tmp_path)]
     done = meshfast("proxy", "-c", str(file), *flags)
     assert done.returncode == 0
-    assert done.stderr.startswith(f"note: {file}:5:13: spec.selector: ")
+    assert done.stderr.startswith(f"warning: {file}:5:13: spec.selector: ")
 
 
 @pytest.mark.parametrize("arguments", [["--mode", "validate"], ["-o", "yaml"]])

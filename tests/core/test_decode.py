@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
+from msgspec.structs import replace
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.resources import istio, kinds, load_bytes, load_text
 from meshfast.resources.decode import PROBLEMS_MAX
+from meshfast.resources.relations import RETRY_CONDITIONS, TEXT_CHECKS
 from meshfast.resources.texts import CHECKS
 
 STRUCTS = {
@@ -35,9 +37,23 @@ def test_no_kind_is_both_served_and_known_for_later() -> None:
     assert not set(kinds.KINDS) & istio.KINDS
 
 
+def test_no_condition_for_retries_is_both_served_and_known_for_later() -> None:
+    assert not set(RETRY_CONDITIONS) & istio.RETRY_CONDITIONS
+
+
+def test_what_takes_the_place_of_a_required_field_is_known_for_later() -> None:
+    for name, instead in istio.INSTEAD.items():
+        struct, _, field = name.partition(".")
+        (found,) = (
+            one for one in msgspec.structs.fields(STRUCTS[struct]) if one.encode_name == field
+        )
+        assert found.required
+        assert instead <= istio.FIELDS[struct]
+
+
 def test_every_text_check_that_the_schema_names_exists() -> None:
     named = {check for cls in STRUCTS.values() for check in texts(inspect.type_info(cls))}
-    assert named == set(CHECKS)
+    assert named == set(CHECKS) | set(TEXT_CHECKS)
 
 
 def texts(info: inspect.Type) -> set[str]:
@@ -139,7 +155,15 @@ def test_any_value_in_any_field_is_decoded_or_refused_with_its_place(
         problems = error.problems
     assert all(problem.line == 1 and problem.column >= 1 for problem in problems)
     if not problems:
-        assert loaded.resource == msgspec.json.decode(text, type=kinds.KINDS[kind])
+        assert loaded.resource == with_hosts(msgspec.json.decode(text, type=kinds.KINDS[kind]))
+
+
+def with_hosts(resource: kinds.Resource) -> kinds.Resource:
+    """Fill in what the loader fills in, with a warning."""
+    if isinstance(resource, kinds.VirtualService) and not resource.spec.hosts:
+        hosts = (resource.metadata.name,)
+        return replace(resource, spec=replace(resource.spec, hosts=hosts))
+    return resource
 
 
 @pytest.mark.parametrize("cls", list(STRUCTS.values()), ids=lambda cls: cls.__name__)

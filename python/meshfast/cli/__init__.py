@@ -26,6 +26,7 @@ __all__ = ["app", "main"]
 # Command → module, and the attribute of that name in it.
 COMMANDS = {
     "apply": "meshfast.cli.resource",
+    "canary": "meshfast.cli.canary",
     "check": "meshfast.cli.check",
     "completion": "meshfast.cli.completion",
     "control": "meshfast.cli.control",

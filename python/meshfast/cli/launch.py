@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from meshfast.errors import ConfigError, Problem
-from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
+from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, warnings_about
 from meshfast.policy.document import decode_document
 from meshfast.supervisor.launch import launch
 from meshfast.supervisor.settings import Settings, SettingsError
@@ -67,7 +67,7 @@ def serve(options: Options) -> NoReturn:
     from meshfast import _core
 
     check_access_log(options.source.access_log)
-    resources = load_source(options.source)
+    resources = load_source(options.source, _core.Snapshot.build)
     document, snapshot = build_loaded(
         resources,
         options.source,
@@ -77,8 +77,8 @@ def serve(options: Options) -> NoReturn:
         build=_core.Snapshot.build,
     )
     if sys.stderr is not None:  # closed by whoever started us
-        for note in without_effect(resources):
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        for warning in warnings_about(resources):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
     snapshot_fd = sealed("meshfast-snapshot", snapshot)
     # Half of the slots is for the other side of a hot restart.
     memory = _core.SharedMemory.create(2 * options.workers)

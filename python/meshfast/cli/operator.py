@@ -8,10 +8,14 @@ Tests: tests/mesh/test_operator.py.
 
 from __future__ import annotations
 
+import difflib
+import http
 import http.client
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -24,7 +28,7 @@ from meshfast.cli.control import default_state_dir
 from meshfast.control.api import BODY_BYTES_MAX, SOCKET_NAME
 from meshfast.errors import ConfigError, MeshfastError, Problem
 
-__all__ = ["OperatorApi", "operator_options", "show", "table"]
+__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "show", "table", "warn"]
 
 ANSWER_S = 30.0
 START_HINT = "start it with `meshfast control`, or name its --state-dir"
@@ -43,6 +47,10 @@ def operator_options(command: F) -> F:
     )(command)
 
 
+class ChangedError(ConfigError):
+    """A resource was not at the revision that the request expected."""
+
+
 class OperatorApi:
     """The control plane that keeps its state in a directory; the default one when None."""
 
@@ -55,7 +63,8 @@ class OperatorApi:
     ) -> Any:
         """Send a request to `/v1/<path>`, and return what the answer's JSON says.
 
-        Raises `ConfigError` with the problems of a refusal, `MeshfastError` without an answer.
+        Raises `ConfigError` with the problems of a refusal, `ChangedError` when that was about
+        an expected revision, and `MeshfastError` without an answer.
         """
         content = b"" if body is None else msgspec.json.encode(body)
         if len(content) > BODY_BYTES_MAX:
@@ -108,7 +117,38 @@ def _decoded(status: int, text: bytes) -> Any:
         problems = msgspec.convert(answer["problems"], list[Problem])
     except (msgspec.MsgspecError, KeyError, TypeError):
         raise MeshfastError(f"the control plane answered {status}; its log says why") from None
-    raise ConfigError(problems)
+    raise ChangedError(problems) if status == http.HTTPStatus.CONFLICT else ConfigError(problems)
+
+
+def warn(applied: dict[str, Any], *, places: bool = True) -> None:
+    """Print the warnings about what was applied; without places where nobody wrote a file."""
+    for written in applied["warnings"]:
+        warning = Problem(**written)
+        if not places:
+            warning = replace(warning, file="", line=0)
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def difference(changes: Iterable[dict[str, Any]]) -> str:
+    """Show changes of resources as unified differences, coloured on a terminal."""
+    lines = [line for change in changes for line in _lines(change)]
+    if sys.stdout.isatty():
+        lines = [_coloured(line) for line in lines]
+    return "\n".join(lines)
+
+
+def _lines(change: dict[str, Any]) -> Iterator[str]:
+    name = f"{change['kind']}/{change['namespace']}/{change['name']}"
+    before, after = (
+        yaml.safe_dump(document, sort_keys=False).splitlines() if document else []
+        for document in (change["before"], change["after"])
+    )
+    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"file/{name}", lineterm="")
+
+
+def _coloured(line: str) -> str:
+    colours = {"@": "cyan", "+": "green", "-": "red"}
+    return click.style(line, fg=colours[line[0]]) if line[:1] in colours else line
 
 
 def show(answer: object, output: str, text: Callable[[], str]) -> None:

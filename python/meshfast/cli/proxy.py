@@ -19,7 +19,7 @@ from meshfast.cli import launch
 from meshfast.cli.cpu import cpus
 from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.errors import ConfigError, Problem
-from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, without_effect
+from meshfast.policy import SlotAllocator, Source, build_loaded, load_source, warnings_about
 from meshfast.resources import render_json, render_yaml
 from meshfast.resources.texts import duration_ms
 from meshfast.supervisor.settings import WORKERS_MAX
@@ -192,17 +192,17 @@ def _source(config_path: str | None, listen: str | None, to: str | None, forward
 
 
 def _validate(source: Source, output: str) -> int:
-    """Do what serving does up to the snapshot; print problems and notes; return the exit code.
+    """Do what serving does up to the snapshot; print problems and warnings; return the exit code.
 
-    A note is what is valid and has no effect here; it does not change the exit code.
+    A warning is about what is valid and may surprise; it does not change the exit code.
     """
     from meshfast import _core
 
     problems: tuple[Problem, ...] = ()
-    notes: list[Problem] = []
+    warnings: list[Problem] = []
     try:
-        resources = load_source(source)
-        notes = without_effect(resources)
+        resources = load_source(source, _core.Snapshot.build)
+        warnings = warnings_about(resources)
         build_loaded(
             resources,
             source,
@@ -214,12 +214,12 @@ def _validate(source: Source, output: str) -> int:
     except ConfigError as error:
         problems = error.problems
     if output == "json":
-        verdict = {"valid": not problems, "problems": problems, "notes": notes}
+        verdict = {"valid": not problems, "problems": problems, "warnings": warnings}
         print(msgspec.json.format(msgspec.json.encode(verdict)).decode())
     else:
         for problem in problems:
             print(problem, file=sys.stderr)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
     return 1 if problems else 0

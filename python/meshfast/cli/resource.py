@@ -8,16 +8,13 @@ Tests: tests/mesh/test_operator.py.
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
-import yaml
 
-from meshfast.cli.operator import OperatorApi, operator_options, show, table
+from meshfast.cli.operator import OperatorApi, difference, operator_options, show, table, warn
 from meshfast.errors import ConfigError, Problem
 from meshfast.resources.kinds import KINDS
 
@@ -36,7 +33,7 @@ FILES = click.option(
 def apply(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
     """Apply resources: all of the files, or nothing."""
     applied = OperatorApi(state_dir).ask("PUT", "resources", body=_texts(files))
-    _warn(applied)
+    warn(applied)
     show(applied, output, lambda: _changes(applied))
 
 
@@ -46,9 +43,9 @@ def apply(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
 def diff(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
     """Show what `apply` would change. Exits with 1 when that is something."""
     planned = OperatorApi(state_dir).ask("POST", "diff", body=_texts(files))
-    _warn(planned)
+    warn(planned)
     changes = [one for one in planned["changes"] if one["action"] != "unchanged"]
-    show(planned, output, lambda: "\n".join(line for one in changes for line in _lines(one)))
+    show(planned, output, lambda: difference(changes))
     sys.exit(1 if changes else 0)
 
 
@@ -84,6 +81,7 @@ def get(
 def delete(kind: str, name: str, namespace: str, state_dir: Path | None, output: str) -> None:
     """Remove a resource."""
     applied = OperatorApi(state_dir).ask("DELETE", "resources", kind, namespace, name)
+    warn(applied)
     show(applied, output, lambda: _changes(applied))
 
 
@@ -102,22 +100,8 @@ def _texts(files: tuple[str, ...]) -> dict[str, Any]:
     return {"texts": texts}
 
 
-def _warn(applied: dict[str, Any]) -> None:
-    for warning in applied["warnings"]:
-        print(f"warning: {Problem(**warning)}", file=sys.stderr)
-
-
 def _changes(applied: dict[str, Any]) -> str:
     return "\n".join(
         f"{one['kind']} {one['namespace']}/{one['name']} {one['action']}"
         for one in applied["changes"]
     )
-
-
-def _lines(change: dict[str, Any]) -> Iterator[str]:
-    name = f"{change['kind']}/{change['namespace']}/{change['name']}"
-    before, after = (
-        yaml.safe_dump(document, sort_keys=False).splitlines() if document else []
-        for document in (change["before"], change["after"])
-    )
-    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"file/{name}", lineterm="")

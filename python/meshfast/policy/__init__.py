@@ -13,8 +13,8 @@ in `meshfast._core` does, and refuses what RE2 refuses; `blame` finds the line).
 The names below are imported when they are used: the agent needs `sidecar` and `slots` only, and
 YAML and the kinds would cost it megabytes that it promised not to take.
 
-Tests: tests/core/test_golden.py, test_names.py, test_slots.py, test_source.py, test_blame.py,
-test_sidecar.py.
+Tests: tests/core/test_golden.py, test_actions.py, test_names.py, test_slots.py, test_source.py,
+test_blame.py, test_sidecar.py.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
         build_loaded,
         build_source,
         compile_source,
+        complete,
         load_source,
-        without_effect,
+        warnings_about,
     )
 
 __all__ = [
@@ -42,8 +43,9 @@ __all__ = [
     "build_loaded",
     "build_source",
     "compile_source",
+    "complete",
     "load_source",
-    "without_effect",
+    "warnings_about",
 ]
 
 _HOMES = {
@@ -54,8 +56,9 @@ _HOMES = {
     "build_loaded": "meshfast.policy.source",
     "build_source": "meshfast.policy.source",
     "compile_source": "meshfast.policy.source",
+    "complete": "meshfast.policy.source",
     "load_source": "meshfast.policy.source",
-    "without_effect": "meshfast.policy.source",
+    "warnings_about": "meshfast.policy.source",
 }
 
 

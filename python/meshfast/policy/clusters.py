@@ -1,31 +1,81 @@
 """ServiceEntries to clusters: which addresses, ports, weights and workloads a service has.
 
-A cluster exists for each service port that a route names, so that nothing is resolved that nobody
-dials. `check_entries` looks at every ServiceEntry, used or not.
+A cluster exists for each service port that a route names, and for each subset of it, so that
+nothing is resolved that nobody dials. `check_entries` looks at every ServiceEntry, used or not.
 
 Tests: tests/core/test_golden.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 from meshfast.errors import Problem
 from meshfast.policy import names
-from meshfast.policy.document import Cluster, Endpoint, Workload
-from meshfast.policy.index import Entry, ServiceHost, nearest
+from meshfast.policy.document import Balancer, Cluster, Endpoint, Workload
+from meshfast.policy.index import Entry, ServiceHost, nearest, selected
 from meshfast.policy.slots import SlotAllocator
-from meshfast.resources.kinds import Resolution, ServiceEntry, ServicePort, WorkloadEntry
+from meshfast.resources.kinds import (
+    DestinationRule,
+    Resolution,
+    ServiceEntry,
+    ServicePort,
+    Subset,
+    TrafficPolicy,
+    WorkloadEntry,
+    WorkloadEntrySpec,
+)
 from meshfast.resources.texts import is_address
 
-__all__ = ["Upstream", "build_clusters", "check_entries"]
+__all__ = [
+    "Upstream",
+    "balancer",
+    "build_clusters",
+    "check_entries",
+    "check_selected",
+    "selects",
+    "warn_of_selection",
+]
 
 CONNECT_TIMEOUT_MS = 10_000  # Istio's default connectTimeout
 IDLE_TIMEOUT_MS = 3_000  # below the keep-alive of common servers; Linkerd's default
 
 Resolve = Callable[[str], list[str]]
-Upstream = tuple[ServiceHost, ServicePort]  # what a route names
+
+
+class Upstream(NamedTuple):
+    """What a route names: a port of a service, or of a subset of it, and the rule of its host."""
+
+    service: ServiceHost
+    port: ServicePort
+    rule: DestinationRule | None = None
+    subset: Subset | None = None
+
+    @property
+    def cluster(self) -> str:
+        """The name of the cluster."""
+        subset = self.subset.name if self.subset is not None else ""
+        return names.cluster_name(self.port.number, self.service.host, subset)
+
+
+def balancer(rule: DestinationRule | None, subset: Subset | None) -> Balancer:
+    """Give the balancer: of the subset, or else of the rule, or else Istio's default."""
+    policies: list[TrafficPolicy | None] = []
+    if subset is not None:
+        policies.append(subset.traffic_policy)
+    if rule is not None:
+        policies.append(rule.spec.traffic_policy)
+    for policy in policies:
+        if policy is not None and policy.load_balancer is not None:
+            return policy.load_balancer.simple.value
+    return "LEAST_REQUEST"
+
+
+def selects(subset: Subset | None, labels: dict[str, str]) -> bool:
+    """Tell whether an endpoint with these labels is in the subset; without one it is."""
+    return subset is None or subset.labels.items() <= labels.items()
 
 
 def build_clusters(
@@ -39,9 +89,9 @@ def build_clusters(
     return tuple(
         Cluster(
             name=name,
-            service=names.service(upstreams[name][0].host, upstreams[name][0].entry.namespace),
-            subset="",
-            balancer="LEAST_REQUEST",
+            service=names.service(one.service.host, one.service.entry.namespace),
+            subset=one.subset.name if one.subset is not None else "",
+            balancer=balancer(one.rule, one.subset),
             connect_timeout_ms=CONNECT_TIMEOUT_MS,
             idle_timeout_ms=IDLE_TIMEOUT_MS,
             endpoints=tuple(
@@ -52,23 +102,28 @@ def build_clusters(
             ),
         )
         for name, endpoints in found.items()
+        for one in [upstreams[name]]
     )
 
 
 def _endpoints(upstream: Upstream, resolve: Resolve) -> dict[str, tuple[int, Workload]]:
     """Give weight and workload by address; a name that resolves to an address again is dropped."""
-    service, port = upstream
+    service, port = upstream.service, upstream.port
     spec = service.entry.resource.spec
-    endpoints = spec.endpoints or (WorkloadEntry(address=service.written),)
+    endpoints = spec.endpoints
+    if not endpoints and spec.workload_selector is None:
+        endpoints = (WorkloadEntrySpec(address=service.written),)
     found: dict[str, tuple[int, Workload]] = {}
     for endpoint in endpoints:
+        if not selects(upstream.subset, endpoint.labels):
+            continue
         workload = names.workload(endpoint.labels, service.entry.namespace)
         for address in _addresses(endpoint, port, resolve):
             found.setdefault(address, (endpoint.weight, workload))
     return found
 
 
-def _addresses(endpoint: WorkloadEntry, port: ServicePort, resolve: Resolve) -> Iterator[str]:
+def _addresses(endpoint: WorkloadEntrySpec, port: ServicePort, resolve: Resolve) -> Iterator[str]:
     if endpoint.address.startswith("unix://"):
         yield "unix:" + endpoint.address.removeprefix("unix://")
         return
@@ -105,14 +160,17 @@ def _check_ports(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
 def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
     spec = entry.resource.spec
     ports = {port.name for port in spec.ports}
-    if spec.resolution is Resolution.STATIC and not spec.endpoints:
-        yield entry.origin.problem("resolution STATIC needs endpoints", "spec", "endpoints")
+    if spec.workload_selector is not None and spec.endpoints:
+        message = "a service has endpoints or a workloadSelector, not both"
+        yield entry.origin.problem(message, "spec", "workloadSelector")
+    elif spec.resolution is Resolution.STATIC and not spec.endpoints and not spec.workload_selector:
+        message = "resolution STATIC needs endpoints or a workloadSelector"
+        yield entry.origin.problem(message, "spec", "endpoints")
     seen: dict[tuple[str, frozenset[tuple[str, int]]], int] = {}
     for position, endpoint in enumerate(spec.endpoints):
         path: tuple[str | int, ...] = ("spec", "endpoints", position)
         address = endpoint.address
-        named = not is_address(address) and not address.startswith("unix://")
-        if named and spec.resolution is Resolution.STATIC:
+        if not _is_static(address) and spec.resolution is Resolution.STATIC:
             message = f"resolution STATIC needs an IP address, got {address!r}"
             hint = "write resolution: DNS to have names resolved"
             yield entry.origin.problem(message, *path, "address", hint=hint)
@@ -126,3 +184,38 @@ def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
             hint = f"the first is at {entry.origin.place('spec', 'endpoints', first, 'address')}"
             message = f"the endpoint {address} occurs twice"
             yield entry.origin.problem(message, *path, "address", hint=hint)
+
+
+def check_selected(
+    entries: Iterable[Entry[ServiceEntry]], workloads: Sequence[Entry[WorkloadEntry]]
+) -> Iterator[Problem]:
+    """Find WorkloadEntries that a ServiceEntry selects and cannot use."""
+    for entry in entries:
+        spec = entry.resource.spec
+        if spec.workload_selector is None or spec.resolution is not Resolution.STATIC:
+            continue
+        for workload in workloads:
+            address = workload.resource.spec.address
+            if selected(entry, workload) and not _is_static(address):
+                message = f"ServiceEntry {entry.full_name} selects it, and needs an IP address"
+                hint = "write resolution: DNS there to have names resolved"
+                yield workload.origin.problem(message, "spec", "address", hint=hint)
+
+
+def warn_of_selection(
+    entries: Sequence[Entry[ServiceEntry]], workloads: Sequence[Entry[WorkloadEntry]]
+) -> Iterator[Problem]:
+    """Find selectors that select nothing, and WorkloadEntries that nothing selects."""
+    for entry in entries:
+        selector = entry.resource.spec.workload_selector
+        if selector and not any(selected(entry, workload) for workload in workloads):
+            message = "selects no WorkloadEntry of its namespace, so the service has no endpoint"
+            yield entry.origin.problem(message, "spec", "workloadSelector")
+    for workload in workloads:
+        if not any(selected(entry, workload) for entry in entries):
+            message = "no ServiceEntry of its namespace selects it, so nothing is sent to it"
+            yield workload.origin.problem(message, "metadata", "name")
+
+
+def _is_static(address: str) -> bool:
+    return is_address(address) or address.startswith("unix://")

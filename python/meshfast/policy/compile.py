@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, Problem
 from meshfast.policy import names
-from meshfast.policy.clusters import build_clusters, check_entries
-from meshfast.policy.document import Document, Workload
+from meshfast.policy.clusters import build_clusters, check_entries, check_selected
+from meshfast.policy.destination_rules import check_rules
+from meshfast.policy.document import Document, Listener, Workload
 from meshfast.policy.index import Index
 from meshfast.policy.listeners import build_listeners
 from meshfast.policy.routes import Router
@@ -23,7 +24,7 @@ from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded
 from meshfast.resources.kinds import ForwardProxy, Gateway
 
-__all__ = ["compile"]
+__all__ = ["compile", "problems_among"]
 
 
 def compile(
@@ -39,10 +40,8 @@ def compile(
 
     Raises ConfigError with every problem; the allocator is unchanged then.
     """
-    index = Index.of(resources)
-    router = Router(index)
-    listeners, problems = build_listeners(index, router)
-    problems = [*index.problems, *check_entries(index.entries), *router.problems, *problems]
+    router = Router(Index.of(resources))
+    listeners, problems = _routed(router)
     if problems:
         raise ConfigError(sorted(problems, key=lambda p: (p.file, p.line, p.column)))
     return Document(
@@ -51,6 +50,27 @@ def compile(
         listeners=listeners,
         clusters=build_clusters(router.upstreams, resolve, allocator, generation),
     )
+
+
+def problems_among(resources: Sequence[Loaded], unread: frozenset[str]) -> list[Problem]:
+    """Find what is wrong between the resources that could be read, when others could not.
+
+    What only follows from those others, of the kinds `unread`, is left out.
+    """
+    return _routed(Router(Index.of(resources), unread))[1]
+
+
+def _routed(router: Router) -> tuple[tuple[Listener, ...], list[Problem]]:
+    index = router.index
+    listeners, problems = build_listeners(index, router)
+    return listeners, [
+        *index.problems,
+        *check_entries(index.entries),
+        *check_selected(index.entries, index.workloads),
+        *check_rules(index, router.unread),
+        *router.problems,
+        *problems,
+    ]
 
 
 def _workload(resources: Sequence[Loaded]) -> Workload:

@@ -4,27 +4,37 @@ The layout is version 1 of the contract with `rust/mesh`, which reads it with un
 The structs only hold and encode; every decision is made in `meshfast.policy.compile` and, for what
 the control plane sends in parts, in `meshfast.policy.sidecar`. A member that is UNSET is left out.
 
+Invariants: a member that may be left out is UNSET also when it was null, so that what the snapshot
+compiler describes is equal to the document that it was built from.
+
 Tests: tests/core/test_golden.py, test_sidecar.py.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 __all__ = [
+    "Abort",
+    "Balancer",
     "Cluster",
     "ClusterTls",
+    "Delay",
     "Destination",
     "Document",
     "Endpoint",
+    "Fault",
+    "Header",
+    "HeaderEdits",
     "HttpRoute",
     "Listener",
     "ListenerTls",
     "Match",
     "NamedMatch",
+    "Retry",
     "Service",
     "StringMatch",
     "TcpRoute",
@@ -46,6 +56,18 @@ StringMatch = dict[str, str | bool]  # one entry: exact, prefix, regex (RE2, ful
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the document: frozen, named arguments, closed against unknown fields."""
+
+
+class _WithAbsent(_Part, frozen=True, kw_only=True):
+    """A part with members that may be left out; null says the same as nothing."""
+
+    absent: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Take null for nothing."""
+        for name in self.absent:
+            if getattr(self, name) is None:
+                msgspec.structs.force_setattr(self, name, UNSET)
 
 
 class Workload(_Part, frozen=True, kw_only=True):
@@ -87,8 +109,10 @@ class ListenerTls(_Part, frozen=True, kw_only=True):
     mode: Literal["STRICT"]
 
 
-class Cluster(_Part, frozen=True, kw_only=True):
+class Cluster(_WithAbsent, frozen=True, kw_only=True):
     """A named upstream: endpoints and how to choose among them; times in milliseconds."""
+
+    absent = ("tls",)
 
     name: str
     service: Service
@@ -100,11 +124,69 @@ class Cluster(_Part, frozen=True, kw_only=True):
     tls: ClusterTls | UnsetType | None = UNSET
 
 
-class Destination(_Part, frozen=True, kw_only=True):
-    """A cluster and its part of the traffic: weight / sum of the weights."""
+class Header(_Part, frozen=True, kw_only=True):
+    """A header that is written as it is."""
+
+    name: str
+    value: str
+
+
+class HeaderEdits(_Part, frozen=True, kw_only=True):
+    """First `remove` takes all of a name away, then `set` replaces all, then `add` appends one."""
+
+    set: tuple[Header, ...] = ()
+    add: tuple[Header, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+class Destination(_WithAbsent, frozen=True, kw_only=True):
+    """A cluster and its part of the traffic: weight / sum of the weights.
+
+    A destination of a TCP route has no header edits.
+    """
+
+    absent = ("request_headers", "response_headers")
 
     cluster: str
     weight: int
+    request_headers: HeaderEdits | UnsetType | None = UNSET
+    response_headers: HeaderEdits | UnsetType | None = UNSET
+
+
+class Retry(_Part, frozen=True, kw_only=True):
+    """When a request is sent again, `1 + attempts` times in all; times in milliseconds.
+
+    `per_try_timeout_ms` 0 is none. `on` names conditions, `statuses` status codes of the endpoint.
+    """
+
+    attempts: int
+    per_try_timeout_ms: int
+    on: tuple[str, ...]
+    statuses: tuple[int, ...]
+    backoff_ms: int
+    avoid_tried: bool
+
+
+class Delay(_Part, frozen=True, kw_only=True):
+    """A share of the requests waits."""
+
+    fixed_ms: int
+    parts_per_million: int
+
+
+class Abort(_Part, frozen=True, kw_only=True):
+    """A share of the requests is answered at once; calls of gRPC with `grpc_status`, if any."""
+
+    status: int
+    grpc_status: int | None
+    parts_per_million: int
+
+
+class Fault(_Part, frozen=True, kw_only=True):
+    """Faults on purpose; the delay comes before the abort."""
+
+    delay: Delay | None
+    abort: Abort | None
 
 
 class NamedMatch(_Part, frozen=True, kw_only=True):
@@ -127,13 +209,22 @@ class Match(_Part, frozen=True, kw_only=True):
     query_params: tuple[NamedMatch, ...] = ()
 
 
-class HttpRoute(_Part, frozen=True, kw_only=True):
-    """The first route of a virtual host with a match that holds is taken; no matches = always."""
+class HttpRoute(_WithAbsent, frozen=True, kw_only=True):
+    """The first route of a virtual host with a match that holds is taken; no matches = always.
+
+    Without `retry` the default of the mesh holds.
+    """
+
+    absent = ("retry", "fault", "request_headers", "response_headers")
 
     name: str
     matches: tuple[Match, ...]
     timeout_ms: int | None
     destinations: tuple[Destination, ...]
+    retry: Retry | UnsetType | None = UNSET
+    fault: Fault | UnsetType | None = UNSET
+    request_headers: HeaderEdits | UnsetType | None = UNSET
+    response_headers: HeaderEdits | UnsetType | None = UNSET
 
 
 class VirtualHost(_Part, frozen=True, kw_only=True):
@@ -151,12 +242,15 @@ class TcpRoute(_Part, frozen=True, kw_only=True):
     destinations: tuple[Destination, ...]
 
 
-class Listener(_Part, frozen=True, kw_only=True):
+class Listener(_WithAbsent, frozen=True, kw_only=True):
     """One bound address; `name` is the direction, a slash, and the address to bind.
 
     `credential_sha256` is the hash, in hexadecimal digits, of the base64 text that callers have to
-    send in `Proxy-Authorization: Basic`.
+    send in `Proxy-Authorization: Basic`. `workload` is whom the listener stands for, when that is
+    not the document's workload.
     """
+
+    absent = ("tls", "credential_sha256", "workload")
 
     name: str
     direction: Direction
@@ -166,6 +260,7 @@ class Listener(_Part, frozen=True, kw_only=True):
     tcp_routes: tuple[TcpRoute, ...] = ()
     tls: ListenerTls | UnsetType | None = UNSET
     credential_sha256: str | UnsetType | None = UNSET
+    workload: Workload | UnsetType | None = UNSET
 
     @property
     def address(self) -> str:

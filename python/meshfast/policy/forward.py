@@ -70,7 +70,7 @@ def static_forward(listen: str, to: str) -> list[kinds.Resource]:
             hosts=(SERVICE_HOST,),
             ports=(kinds.ServicePort(number=to_port, name="http", protocol=http),),
             resolution=Resolution.STATIC if is_address(host) else Resolution.DNS,
-            endpoints=(kinds.WorkloadEntry(address=host),),
+            endpoints=(kinds.WorkloadEntrySpec(address=host),),
         ),
     )
     return [gateway, virtual_service, service_entry]

@@ -12,24 +12,31 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from msgspec.structs import replace
+
 from meshfast.errors import Problem
 from meshfast.policy import names
 from meshfast.resources import Loaded, Origin
-from meshfast.resources.decode import nearest_name
 from meshfast.resources.kinds import (
+    DestinationRule,
     ForwardProxy,
     Gateway,
     ServiceEntry,
     ServicePort,
+    Subset,
     VirtualService,
+    WorkloadEntry,
 )
+from meshfast.resources.texts import nearest_name
 
-__all__ = ["Entry", "Index", "ServiceHost", "nearest"]
+__all__ = ["Entry", "Index", "ServiceHost", "nearest", "selected", "with_selected"]
 
 CHOICES_MAX = 1000  # comparing a name with more takes tens of milliseconds
 LISTED_MAX = 10
 
-T = TypeVar("T", ForwardProxy, Gateway, ServiceEntry, VirtualService)
+T = TypeVar(
+    "T", DestinationRule, ForwardProxy, Gateway, ServiceEntry, VirtualService, WorkloadEntry
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +75,18 @@ class ServiceHost:
 
 @dataclass(slots=True)
 class Index:
-    """All resources by kind, in file order, and services by the key of their host."""
+    """All resources by kind, in file order; services and their rules by the key of their host.
 
+    `entries` are as written; in `services` those with a selector have what they select.
+    """
+
+    destination_rules: dict[str, Entry[DestinationRule]] = field(default_factory=dict)
     forward_proxies: list[Entry[ForwardProxy]] = field(default_factory=list)
     gateways: dict[str, Entry[Gateway]] = field(default_factory=dict)
     services: dict[str, ServiceHost] = field(default_factory=dict)
     entries: list[Entry[ServiceEntry]] = field(default_factory=list)
     virtual_services: list[Entry[VirtualService]] = field(default_factory=list)
+    workloads: list[Entry[WorkloadEntry]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @classmethod
@@ -92,10 +104,23 @@ class Index:
                 continue
             seen[key] = item.origin
             index._add(item)
+        for service, host in index.services.items():
+            entry = with_selected(host.entry, index.workloads)
+            index.services[service] = ServiceHost(host.host, host.written, entry)
         return index
+
+    def subset(self, key: str, name: str) -> Subset | None:
+        """Find a subset of the service with this key by its name."""
+        rule = self.destination_rules.get(key)
+        subsets = () if rule is None else rule.resource.spec.subsets
+        return next((subset for subset in subsets if subset.name == name), None)
 
     def _add(self, item: Loaded) -> None:
         match item.resource:
+            case DestinationRule() as resource:
+                self._add_rule(Entry(resource, item.origin))
+            case WorkloadEntry() as resource:
+                self.workloads.append(Entry(resource, item.origin))
             case ForwardProxy() as resource:
                 self.forward_proxies.append(Entry(resource, item.origin))
             case Gateway() as resource:
@@ -105,6 +130,14 @@ class Index:
                 self.virtual_services.append(Entry(resource, item.origin))
             case ServiceEntry() as resource:
                 self._add_services(Entry(resource, item.origin))
+
+    def _add_rule(self, entry: Entry[DestinationRule]) -> None:
+        key = names.service_key(entry.resource.spec.host, entry.namespace)
+        first = self.destination_rules.setdefault(key, entry)
+        if first is not entry:
+            message = f"{key} has two DestinationRules: one rule has all subsets of a host"
+            hint = f"the first is at {first.origin.place('spec', 'host')}"
+            self.problems.append(entry.origin.problem(message, "spec", "host", hint=hint))
 
     def _add_services(self, entry: Entry[ServiceEntry]) -> None:
         self.entries.append(entry)
@@ -118,6 +151,35 @@ class Index:
                 self.problems.append(entry.origin.problem(message, *path, hint=hint))
                 continue
             self.services[key] = ServiceHost(names.qualified(host, entry.namespace), host, entry)
+
+
+def with_selected(
+    entry: Entry[ServiceEntry], workloads: Iterable[Entry[WorkloadEntry]]
+) -> Entry[ServiceEntry]:
+    """Give a ServiceEntry with the endpoints that its selector selects; others as they are."""
+    if entry.resource.spec.workload_selector is None:
+        return entry
+    found = tuple(
+        replace(workload.resource.spec, labels=_labels(workload))
+        for workload in workloads
+        if selected(entry, workload)
+    )
+    completed = replace(entry.resource.spec, endpoints=found)
+    return Entry(replace(entry.resource, spec=completed), entry.origin)
+
+
+def selected(entry: Entry[ServiceEntry], workload: Entry[WorkloadEntry]) -> bool:
+    """Tell whether the ServiceEntry selects the WorkloadEntry."""
+    selector = entry.resource.spec.workload_selector
+    return (
+        selector is not None
+        and workload.namespace == entry.namespace
+        and selector.labels.items() <= _labels(workload).items()
+    )
+
+
+def _labels(workload: Entry[WorkloadEntry]) -> dict[str, str]:
+    return workload.resource.spec.labels | workload.resource.metadata.labels
 
 
 def nearest(name: str, choices: Collection[str], what: str) -> str:

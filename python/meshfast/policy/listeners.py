@@ -75,7 +75,7 @@ def build_listeners(index: Index, router: Router) -> tuple[tuple[Listener, ...],
     builder.bind_virtual_services()
     listeners = [builder.listener(bound) for bound in builder.bound.values()]
     listeners += builder.forward_proxies()
-    if not listeners:
+    if not listeners and not router.unread:
         problem = Problem("nothing to serve: there is no Gateway and no ForwardProxy")
         builder.problems.append(problem)
     return tuple(listeners), builder.problems
@@ -168,7 +168,7 @@ class _Builder:
             if entry.full_name in served
             for server in self.index.gateways[name].resource.spec.servers
         }
-        if not ports:
+        if not ports or "Gateway" in self.router.unread:
             return
         for protocol, path, port in _match_ports(entry.resource.spec):
             if port is not None and ports.get(port) is not protocol:
@@ -189,6 +189,8 @@ class _Builder:
     def _bind_virtual_service(self, entry: Entry[VirtualService], position: int, name: str) -> None:
         full_name = name if "/" in name else f"{entry.namespace}/{name}"
         gateway = self.index.gateways.get(full_name)
+        if gateway is None and "Gateway" in self.router.unread:
+            return
         if gateway is None:
             message = f"there is no Gateway {full_name}"
             hint = nearest(full_name, self.index.gateways, "gateways")
@@ -270,7 +272,7 @@ class _Builder:
             message = f"the connections to {bound.address} are routed twice"
             hint = f"the first is at {first.origin.place('spec', 'tcp')}"
             self.problems.append(entry.origin.problem(message, "spec", "tcp", hint=hint))
-        if first is None:
+        if first is None and "VirtualService" not in self.router.unread:
             message = f"no VirtualService has a tcp route for {bound.address}"
             self.problems.append(bound.places[0].problem(message, "port"))
 

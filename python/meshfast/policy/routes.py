@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
+
+from msgspec import UnsetType
 
 from meshfast.errors import Problem
-from meshfast.policy import names
+from meshfast.policy import actions, names
 from meshfast.policy.clusters import Upstream
 from meshfast.policy.document import (
     Destination,
+    HeaderEdits,
     HttpRoute,
     Match,
     NamedMatch,
@@ -27,18 +31,31 @@ from meshfast.resources import kinds
 from meshfast.resources.kinds import VirtualService
 from meshfast.resources.texts import duration_ms
 
-__all__ = ["Router", "conditions_on", "route_name", "takes_port"]
+__all__ = ["Router", "conditions_on", "matches_on", "route_name", "takes_port"]
 
 WEIGHTS_MAX = 2**32 - 1  # the sum of a route's weights, as in Envoy
 
 _Weighted = Sequence[kinds.HTTPRouteDestination | kinds.RouteDestination]
 
 
+class _Missing(NamedTuple):
+    """What a destination names and is not there: the field, and the kind that would have it."""
+
+    message: str
+    field: str
+    kind: str = ""
+    hint: str = ""
+
+
 @dataclass(slots=True)
 class Router:
-    """Turns rules into routes; collects the clusters that they name, and the problems."""
+    """Turns rules into routes; collects the clusters that they name, and the problems.
+
+    `unread` are kinds of which a resource was refused: what is missing of them may be in there.
+    """
 
     index: Index
+    unread: frozenset[str] = frozenset()
     upstreams: dict[str, Upstream] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -75,15 +92,17 @@ class Router:
     def http_routes(self, entry: Entry[VirtualService], port: int) -> Iterator[HttpRoute]:
         """Give the routes that can match on a listener of this port."""
         for position, route in enumerate(entry.resource.spec.http):
-            mine = conditions_on(route, port)
-            if route.match and not mine:
+            matches = matches_on(route, port)
+            if matches is None:
                 continue
-            conditions = tuple(_match(route.match[at]) for at in mine)
             yield HttpRoute(
                 name=route_name(entry.full_name, position, route),
-                matches=() if Match() in conditions else conditions,
+                matches=() if Match() in matches else matches,
                 timeout_ms=None if route.timeout is None else duration_ms(route.timeout),
                 destinations=self._destinations(entry, route.route),
+                retry=actions.retry(route.retries),
+                fault=actions.fault(route.fault),
+                **_header_edits(route.headers),
             )
 
     def tcp_route(self, entry: Entry[VirtualService], port: int) -> TcpRoute | None:
@@ -102,56 +121,73 @@ class Router:
         found = []
         for item in weighted:
             upstream = self._upstream(entry, item.destination)
-            if isinstance(upstream, str):
+            if isinstance(upstream, _Missing):
                 continue
-            service, port = upstream
-            name = names.cluster_name(port.number, service.host)
-            self.upstreams[name] = upstream
-            found.append(Destination(cluster=name, weight=1 if single else item.weight))
+            self.upstreams[upstream.cluster] = upstream
+            edits = _header_edits(getattr(item, "headers", None))
+            weight = 1 if single else item.weight or 0
+            found.append(Destination(cluster=upstream.cluster, weight=weight, **edits))
         return tuple(found)
 
     def _upstream(
         self, entry: Entry[VirtualService], destination: kinds.Destination
-    ) -> Upstream | str:
-        """Find the service and port of a destination, or say why there is none."""
+    ) -> Upstream | _Missing:
+        """Find the service, port and subset of a destination, or say what there is not."""
         key = names.service_key(destination.host, entry.namespace)
         service = self.index.services.get(key)
         if service is None:
-            return f"no ServiceEntry has the host {key!r}"
+            wanted = names.qualified(destination.host, entry.namespace)
+            hosts = [service.host for service in self.index.services.values()]
+            hint = nearest(wanted, hosts, "hosts")
+            return _Missing(f"no ServiceEntry has the host {key!r}", "host", "ServiceEntry", hint)
         number = destination.port.number if destination.port else None
         port = service.port(number)
         if port is None:
             ports = ", ".join(str(port.number) for port in service.entry.resource.spec.ports)
             asked = "which port is meant" if number is None else f"no port {number}"
-            return f"{asked}: the service {key} has the ports {ports}"
-        return service, port
+            return _Missing(f"{asked}: the service {key} has the ports {ports}", "port")
+        rule = self.index.destination_rules.get(key)
+        resource = None if rule is None else rule.resource
+        if not destination.subset:
+            return Upstream(service, port, resource)
+        subset = self.index.subset(key, destination.subset)
+        if resource is None:
+            message = f"no DestinationRule has the host {key!r}, so it has no subsets"
+            return _Missing(message, "subset", "DestinationRule")
+        if subset is None:
+            message = f"the DestinationRule of {key} has no subset {destination.subset!r}"
+            known = [one.name for one in resource.spec.subsets]
+            hint = nearest(destination.subset, known, "subsets")
+            return _Missing(message, "subset", "DestinationRule", hint)
+        return Upstream(service, port, resource, subset)
 
     def _check_destinations(
         self, entry: Entry[VirtualService], weighted: _Weighted, protocol: str, position: int
     ) -> None:
         path = ("spec", protocol, position, "route")
         for at, item in enumerate(weighted):
-            upstream = self._upstream(entry, item.destination)
-            if not isinstance(upstream, str):
-                continue
-            wanted = names.qualified(item.destination.host, entry.namespace)
-            missing_host = upstream.startswith("no ServiceEntry")
-            last = "host" if missing_host else "port"
-            hint = nearest(wanted, self._hosts(), "hosts") if missing_host else ""
-            place = (*path, at, "destination", last)
-            self.problems.append(entry.origin.problem(upstream, *place, hint=hint))
-        total = sum(item.weight for item in weighted)
+            missing = self._upstream(entry, item.destination)
+            if isinstance(missing, _Missing) and missing.kind not in self.unread:
+                place = (*path, at, "destination", missing.field)
+                problem = entry.origin.problem(missing.message, *place, hint=missing.hint)
+                self.problems.append(problem)
+        total = sum(item.weight or 0 for item in weighted)
         if len(weighted) > 1 and not 0 < total <= WEIGHTS_MAX:
             message = f"the weights add up to {total}; they must add up to 1 to {WEIGHTS_MAX}"
             self.problems.append(entry.origin.problem(message, *path))
-
-    def _hosts(self) -> list[str]:
-        return [service.host for service in self.index.services.values()]
 
 
 def takes_port(route: kinds.TCPRoute, port: int) -> bool:
     """Tell whether the route takes connections to the port."""
     return not route.match or any(match.port in (None, port) for match in route.match)
+
+
+def matches_on(route: kinds.HTTPRoute, port: int) -> tuple[Match, ...] | None:
+    """Give the conditions that can hold on a listener of this port; None when no request can."""
+    mine = conditions_on(route, port)
+    if route.match and not mine:
+        return None
+    return tuple(_match(route.match[at]) for at in mine)
 
 
 def conditions_on(route: kinds.HTTPRoute, port: int) -> list[int]:
@@ -162,6 +198,19 @@ def conditions_on(route: kinds.HTTPRoute, port: int) -> list[int]:
 def route_name(full_name: str, position: int, route: kinds.HTTPRoute) -> str:
     """Name a route after its VirtualService and its own name, or else its position."""
     return f"{full_name}/{route.name or position}"
+
+
+class _Edits(TypedDict):
+    request_headers: HeaderEdits | UnsetType
+    response_headers: HeaderEdits | UnsetType
+
+
+def _header_edits(headers: kinds.Headers | None) -> _Edits:
+    headers = headers or kinds.Headers()
+    return {
+        "request_headers": actions.header_edits(headers.request),
+        "response_headers": actions.header_edits(headers.response),
+    }
 
 
 def _takes_all(match: kinds.HTTPMatchRequest) -> bool:

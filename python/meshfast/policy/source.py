@@ -10,17 +10,21 @@ Tests: tests/core/test_source.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy.blame import locate
-from meshfast.policy.compile import compile
+from meshfast.policy.clusters import warn_of_selection
+from meshfast.policy.compile import compile, problems_among
+from meshfast.policy.destination_rules import warn_of_rules
 from meshfast.policy.document import Document, Tracing, encode_document
+from meshfast.policy.expressions import check_expressions
 from meshfast.policy.forward import forward_proxy, static_forward
+from meshfast.policy.index import Index
 from meshfast.policy.slots import SlotAllocator
-from meshfast.resources import Loaded, load_file, load_text, render_yaml
+from meshfast.resources import Loaded, Reading, load_text, read_file, render_yaml
 from meshfast.resources.kinds import Gateway
 
 __all__ = [
@@ -29,10 +33,12 @@ __all__ = [
     "build_loaded",
     "build_source",
     "compile_source",
+    "complete",
     "load_source",
-    "without_effect",
+    "warnings_about",
 ]
 
+Build = Callable[[bytes], bytes]  # `meshfast._core.Snapshot.build`
 Resolve = Callable[[str], list[str]]
 
 
@@ -98,7 +104,7 @@ def build_source(
     generation: int,
     allocator: SlotAllocator,
     resolve: Resolve,
-    build: Callable[[bytes], bytes],
+    build: Build,
 ) -> tuple[bytes, bytes]:
     """Do what `compile_source` does, and build the snapshot: gives the document and the blob.
 
@@ -107,7 +113,7 @@ def build_source(
     endpoints until they are released.
     """
     return build_loaded(
-        load_source(source),
+        load_source(source, build),
         source,
         generation=generation,
         allocator=allocator,
@@ -123,10 +129,14 @@ def build_loaded(
     generation: int,
     allocator: SlotAllocator,
     resolve: Resolve,
-    build: Callable[[bytes], bytes],
+    build: Build,
 ) -> tuple[bytes, bytes]:
     """Do what `build_source` does with resources that are loaded already."""
-    document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    try:
+        document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
+    except ConfigError as error:
+        found = check_expressions(Index.of(resources).virtual_services, build)
+        raise ConfigError(_in_file_order([*error.problems, *found])) from None
     document = source.complete(document)
     encoded = encode_document(document)
     try:
@@ -135,10 +145,10 @@ def build_loaded(
         raise locate(error, document, resources) from None
 
 
-def load_source(source: Source) -> list[Loaded]:
-    """Load the resources that the source stands for; raises ConfigError."""
+def load_source(source: Source, build: Build | None = None) -> list[Loaded]:
+    """Load the resources that the source stands for; raises ConfigError, as `complete` does."""
     if source.config_path is not None:
-        return load_file(source.config_path)
+        return complete(read_file(source.config_path), build)
     if source.listen is None or (source.to is None) != source.forward:
         raise ValueError("a source is a config_path, or listen and one of to and forward")
     if source.to is not None:
@@ -146,14 +156,32 @@ def load_source(source: Source) -> list[Loaded]:
     return load_text(render_yaml(forward_proxy(source.listen)), "--listen --forward")
 
 
-def without_effect(resources: Sequence[Loaded]) -> list[Problem]:
+def complete(reading: Reading, build: Build | None = None) -> list[Loaded]:
+    """Give the resources; raises ConfigError when some could not be read.
+
+    What is wrong between the others is then raised with it, so that a file takes one round, and
+    what `build` says of their regular expressions.
+    """
+    if reading.problems:
+        problems = [*reading.problems, *problems_among(reading.resources, reading.unread)]
+        if build is not None:
+            rules = Index.of(reading.resources).virtual_services
+            problems += check_expressions(rules, build)
+        raise ConfigError(_in_file_order(problems))
+    return reading.resources
+
+
+def warnings_about(resources: Sequence[Loaded]) -> list[Problem]:
     """Find what is valid and changes nothing here; an operator may have expected otherwise."""
-    return [
-        item.origin.problem(
-            "the selector has no effect: a proxy serves every Gateway of its file",
-            "spec",
-            "selector",
-        )
-        for item in resources
-        if isinstance(item.resource, Gateway) and item.resource.spec.selector
-    ]
+    index = Index.of(resources)
+    problems = [problem for item in resources for problem in item.warnings]
+    problems += [*warn_of_rules(index), *warn_of_selection(index.entries, index.workloads)]
+    for item in resources:
+        if isinstance(item.resource, Gateway) and item.resource.spec.selector:
+            message = "the selector has no effect: a proxy serves every Gateway of its file"
+            problems.append(item.origin.problem(message, "spec", "selector"))
+    return _in_file_order(problems)
+
+
+def _in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda one: (one.file, one.line, one.column))

@@ -7,21 +7,33 @@ The kinds and their schema are in `kinds`, what Istio has beyond them in `istio`
 not served is refused by name with line and column; nothing is silently ignored. Relations between
 resources are checked by `meshfast.policy`.
 
-Tests: tests/core/test_nodes.py, test_decode.py, test_load.py, test_texts.py, test_render.py,
-test_schema.py, test_golden.py.
+Tests: tests/core/test_nodes.py, test_decode.py, test_relations.py, test_load.py, test_texts.py,
+test_render.py, test_schema.py, test_golden.py.
 """
 
 from meshfast.resources.kinds import json_schema
-from meshfast.resources.load import Loaded, Origin, load_bytes, load_file, load_text
+from meshfast.resources.load import (
+    Loaded,
+    Origin,
+    Reading,
+    load_bytes,
+    load_file,
+    load_text,
+    read_bytes,
+    read_file,
+)
 from meshfast.resources.render import render_json, render_yaml
 
 __all__ = [
     "Loaded",
     "Origin",
+    "Reading",
     "json_schema",
     "load_bytes",
     "load_file",
     "load_text",
+    "read_bytes",
+    "read_file",
     "render_json",
     "render_yaml",
 ]

@@ -15,28 +15,31 @@ Tests: tests/core/test_decode.py.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
+from msgspec.structs import replace
 
 from meshfast.errors import Problem
 from meshfast.resources import istio, kinds
-from meshfast.resources.nodes import Mapping, Node, Scalar, Sequence, core_type
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.nodes import Mapping, Node, Scalar, Sequence, child, core_type
+from meshfast.resources.relations import Finding, findings, findings_in_text
+from meshfast.resources.texts import CHECKS, nearest_name
 
-__all__ = ["PROBLEMS_MAX", "Decoder", "nearest_name"]
+__all__ = ["PROBLEMS_MAX", "Decoder"]
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _OCTAL_LOOK = re.compile(r"[-+]?0[0-9_]+", re.ASCII)
 _SEXAGESIMAL_LOOK = re.compile(r"[-+]?[0-9]+(:[0-9]+)+", re.ASCII)
 _YAML_1_1 = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 PROBLEMS_MAX = 1000  # per file; whoever has more wants another tool
-_NAME_CHARS_MAX = 64  # of a name that is compared with others, or shown in a path
+_NAME_CHARS_MAX = 64  # of a name that is shown in a path
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
+_FLOAT_CHARS_MAX = 32
 _INTEGER_CHARS_MAX = 20  # more than any range here; int() is quadratic beyond 640
 
 _BAD: Any = object()  # stands for a value that was refused and recorded
@@ -49,6 +52,7 @@ class Decoder:
         """Name the file for the problems."""
         self.file = file
         self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
 
     def resource(self, node: Node, path: str = "") -> kinds.Resource | None:
         """Decode one document; None when something was wrong with it, which is in `problems`."""
@@ -66,7 +70,28 @@ class Decoder:
             )
             return None
         value = self._value(node, _type_info(kinds.KINDS[kind.text]), path)
-        return None if value is _BAD else value
+        if value is _BAD:
+            return None
+        return self._with_hosts(node, value, path)
+
+    def meant(self, node: Node) -> frozenset[str]:
+        """Give the kinds that a document may be of; none when it is of one that is not served."""
+        kind = child(node, "kind")
+        if not isinstance(kind, Scalar):
+            return frozenset(kinds.KINDS)
+        if kind.text in kinds.KINDS:
+            return frozenset({kind.text})
+        served = kind.text not in istio.KINDS
+        return frozenset(nearest_name(kind.text, kinds.KINDS) if served else ())
+
+    def _with_hosts(self, node: Node, resource: kinds.Resource, path: str) -> kinds.Resource:
+        """Give a VirtualService that names no host its own name as host, and say so."""
+        if not isinstance(resource, kinds.VirtualService) or resource.spec.hosts:
+            return resource
+        name = resource.metadata.name
+        message = f"there are no hosts; the name of the VirtualService, {name!r}, is taken for one"
+        self._record(self.warnings, node, path, Finding(message, ("spec",), f"hosts: [{name}]"))
+        return replace(resource, spec=replace(resource.spec, hosts=(name,)))
 
     def _value(self, node: Node, expected: inspect.Type, path: str) -> Any:
         """Decode a node as the expected type: the table of shapes."""
@@ -88,6 +113,8 @@ class Decoder:
                 return self._enum(node, expected.cls, path)
             case inspect.LiteralType():
                 return self._literal(node, expected.values, path)
+            case inspect.FloatType():
+                return self._float(node, expected, path)
             case inspect.IntType():
                 return self._integer(node, expected, path)
             case inspect.BoolType():
@@ -99,11 +126,15 @@ class Decoder:
     def _checked(self, node: Node, expected: inspect.Metadata, path: str) -> Any:
         """Decode a value that one of the checks of `texts` looks at first, if it has one."""
         name = (expected.extra or {}).get("text")
-        if name is not None and isinstance(node, Scalar):
-            wanted = CHECKS[name](node.text)
-            if wanted is not None:
-                return self._mismatch(node, path, wanted)
-        return self._value(node, expected.type, path)
+        if name is None or not isinstance(node, Scalar):
+            return self._value(node, expected.type, path)
+        wanted = CHECKS[name](node.text) if name in CHECKS else None
+        if wanted is not None:
+            return self._mismatch(node, path, wanted)
+        value = self._value(node, expected.type, path)
+        if value is _BAD:
+            return _BAD
+        return value if self._take(findings_in_text(name, value), node, path) else _BAD
 
     def _struct(self, node: Node, expected: inspect.StructType, path: str) -> Any:
         if not isinstance(node, Mapping):
@@ -112,25 +143,27 @@ class Decoder:
         name = expected.cls.__name__
         values: dict[str, Any] = {}
         meant: set[str] = set()  # what the unknown fields are taken for
-        for key, child in node.fields.items():
+        for key, written in node.fields.items():
             if key not in known:
                 later = istio.FIELDS.get(name, frozenset())
                 where = _join(path, key)
                 self._refuse_name(node.keys[key], where, "field", key, known, later)
                 meant.update(nearest_name(key, known))
                 values[""] = _BAD
-            elif not _is_null(child):  # null is the same as leaving the field out
-                values[known[key].name] = self._value(child, known[key].type, _join(path, key))
+            elif not _is_null(written):  # null is the same as leaving the field out
+                values[known[key].name] = self._value(written, known[key].type, _join(path, key))
         for field in expected.fields:
-            if field.required and field.name not in values and field.encode_name not in meant:
+            instead = istio.INSTEAD.get(f"{name}.{field.encode_name}", frozenset())
+            if field.encode_name in meant or instead & node.fields.keys():
+                continue
+            if field.required and field.name not in values:
                 hint = istio.REASONS.get(f"{name}.{field.encode_name}", "")
                 message = f"the field {field.encode_name!r} is required"
                 values[field.name] = self._refuse(node, path, message, hint)
         if any(value is _BAD for value in values.values()):
             return _BAD
         value = expected.cls(**values)
-        complaint = _STRUCT_CHECKS.get(expected.cls, _no_complaint)(value)
-        return self._refuse(node, path, complaint) if complaint else value
+        return value if self._take(findings(value), node, path) else _BAD
 
     def _list(self, node: Node, expected: inspect.VarTupleType, path: str) -> Any:
         if not isinstance(node, Sequence):
@@ -145,6 +178,8 @@ class Decoder:
     def _dict(self, node: Node, expected: inspect.DictType, path: str) -> Any:
         if not isinstance(node, Mapping):
             return self._mismatch(node, path, "fields")
+        if len(node.fields) < (expected.min_length or 0):
+            return self._refuse(node, path, "there is nothing in it")
         keys = _all(
             self._value(key, expected.key_type, _join(path, name))
             for name, key in ((n, _as_string(k)) for n, k in node.keys.items())
@@ -194,6 +229,18 @@ class Decoder:
             return self._refuse(node, path, f"must be from {low} to {high}, got {value}")
         return value
 
+    def _float(self, node: Node, expected: inspect.FloatType, path: str) -> Any:
+        if not isinstance(node, Scalar) or not node.plain:
+            is_quoted = isinstance(node, Scalar) and _FLOAT.fullmatch(node.text)
+            return self._mismatch(node, path, "a number", "remove the quotes" if is_quoted else "")
+        if len(node.text) > _FLOAT_CHARS_MAX or not _FLOAT.fullmatch(node.text):
+            return self._mismatch(node, path, "a decimal number")
+        value = float(node.text)
+        low, high = expected.ge, expected.le
+        if (low is not None and value < low) or (high is not None and value > high):
+            return self._refuse(node, path, f"must be from {low:g} to {high:g}, got {node.text}")
+        return value
+
     def _boolean(self, node: Node, path: str) -> Any:
         if isinstance(node, Scalar) and node.plain:
             if core_type(node.text) == "a boolean":
@@ -233,35 +280,29 @@ class Decoder:
         return self._refuse(node, path, f"expected {wanted}, got {_shape(node)}", hint)
 
     def _refuse(self, node: Node, path: str, message: str, hint: str = "") -> Any:
-        if len(self.problems) == PROBLEMS_MAX - 1:
-            message, hint = f"more than {PROBLEMS_MAX} problems; the rest is left out", ""
-        if len(self.problems) < PROBLEMS_MAX:
-            problem = Problem(message, self.file, node.line, node.column, path, hint)
-            self.problems.append(problem)
+        self._record(self.problems, node, path, Finding(message, (), hint))
         return _BAD
 
+    def _take(self, found: Iterable[Finding], node: Node, path: str) -> bool:
+        """Record findings; tell whether the value can be used all the same."""
+        usable = True
+        for finding in found:
+            usable &= finding.is_warning
+            self._record(
+                self.warnings if finding.is_warning else self.problems, node, path, finding
+            )
+        return usable
 
-def _one_condition(match: kinds.StringMatch) -> str | None:
-    given = [name for name in ("exact", "prefix", "regex") if getattr(match, name) is not None]
-    return f"only one of {' and '.join(given)} can be given" if len(given) > 1 else None
-
-
-def _no_empty_conditions(match: kinds.HTTPMatchRequest) -> str | None:
-    for name in ("uri", "scheme", "method", "authority"):
-        if getattr(match, name) == kinds.StringMatch():
-            return f"{name} needs one of exact, prefix and regex"
-    return None
-
-
-def _no_complaint(_: Any) -> str | None:
-    return None
-
-
-# What a struct asks beyond its fields: returns the complaint, or None.
-_STRUCT_CHECKS: dict[type[Any], Callable[[Any], str | None]] = {
-    kinds.HTTPMatchRequest: _no_empty_conditions,
-    kinds.StringMatch: _one_condition,
-}
+    def _record(self, into: list[Problem], node: Node, path: str, finding: Finding) -> None:
+        """Put a finding at the field that it is about, or at the nearest one around it."""
+        for step in finding.path:
+            path = f"{path}[{step}]" if isinstance(step, int) else _join(path, step)
+            node = child(node, step) or node
+        message, hint = finding.message, finding.hint
+        if len(into) == PROBLEMS_MAX - 1:
+            message, hint = f"more than {PROBLEMS_MAX} problems; the rest is left out", ""
+        if len(into) < PROBLEMS_MAX:
+            into.append(Problem(message, self.file, node.line, node.column, path, hint))
 
 
 @cache
@@ -295,13 +336,6 @@ def _shape(node: Node) -> str:
             return f"the string {_quote(node.text)}"
     kind = core_type(node.text)
     return kind if kind == "nothing" else f"{kind.replace('a ', 'the ', 1)} {_quote(node.text)}"
-
-
-def nearest_name(name: str, choices: Iterable[str]) -> list[str]:
-    """Give the choice that the name was probably meant to be, in a list, or an empty list."""
-    if len(name) > _NAME_CHARS_MAX:
-        return []
-    return difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
 
 
 def _quote(text: str) -> str:

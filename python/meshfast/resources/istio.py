@@ -11,7 +11,7 @@ listed in both (tests/core/test_decode.py).
 
 from __future__ import annotations
 
-__all__ = ["FIELDS", "KINDS", "REASONS", "VALUES"]
+__all__ = ["FIELDS", "INSTEAD", "KINDS", "REASONS", "RETRY_CONDITIONS", "VALUES"]
 
 # ObjectMeta fields that only the API server writes.
 _SERVER_SET = frozenset(
@@ -42,29 +42,52 @@ FIELDS: dict[str, frozenset[str]] = {
             "corsPolicy",
             "delegate",
             "directResponse",
-            "fault",
-            "headers",
             "mirror",
             "mirrorPercent",
             "mirrorPercentage",
             "mirrors",
             "redirect",
-            "retries",
             "rewrite",
         }
     ),
     "HTTPMatchRequest": frozenset({"gateways", "sourceLabels", "sourceNamespace", "statPrefix"}),
-    "HTTPRouteDestination": frozenset({"headers"}),
-    "Destination": frozenset({"subset"}),
+    "HTTPRetry": frozenset({"retryRemoteLocalities"}),
+    "Delay": frozenset({"exponentialDelay", "percent"}),
+    "Abort": frozenset({"http2Error"}),
+    "DestinationRule": frozenset({"status"}),
+    "DestinationRuleSpec": frozenset({"exportTo", "workloadSelector"}),
+    "TrafficPolicy": frozenset(
+        {
+            "connectionPool",
+            "outlierDetection",
+            "portLevelSettings",
+            "proxyProtocol",
+            "retryBudget",
+            "tls",
+            "tunnel",
+        }
+    ),
+    "LoadBalancerSettings": frozenset(
+        {"consistentHash", "localityLbSetting", "warmup", "warmupDurationSecs"}
+    ),
     "L4MatchAttributes": frozenset(
         {"destinationSubnets", "gateways", "sourceLabels", "sourceNamespace", "sourceSubnet"}
     ),
     "ServiceEntry": frozenset({"status"}),
-    "ServiceEntrySpec": frozenset({"addresses", "exportTo", "subjectAltNames", "workloadSelector"}),
-    "WorkloadEntry": frozenset({"locality", "network", "serviceAccount"}),
+    "ServiceEntrySpec": frozenset({"addresses", "exportTo", "subjectAltNames"}),
+    "WorkloadEntry": frozenset({"status"}),
+    "WorkloadEntrySpec": frozenset({"locality", "network", "serviceAccount"}),
+}
+
+# Required fields that Istio does not ask for when one of these is there.
+INSTEAD: dict[str, frozenset[str]] = {
+    "Delay.fixedDelay": frozenset({"exponentialDelay"}),
+    "HTTPRoute.route": frozenset({"delegate", "directResponse", "redirect"}),
+    "LoadBalancerSettings.simple": frozenset({"consistentHash", "localityLbSetting"}),
 }
 
 VALUES: dict[str, frozenset[str]] = {
+    "Balancer": frozenset({"LEAST_CONN", "PASSTHROUGH", "UNSPECIFIED"}),
     "Protocol": frozenset(
         {
             "GRPC",
@@ -82,10 +105,13 @@ VALUES: dict[str, frozenset[str]] = {
     "Resolution": frozenset({"DNS_ROUND_ROBIN", "DYNAMIC_DNS", "NONE"}),
 }
 
+RETRY_CONDITIONS: frozenset[str] = frozenset(
+    {"envoy-ratelimited", "http3-post-connect-failure", "retriable-headers"}
+)
+
 KINDS: frozenset[str] = frozenset(
     {
         "AuthorizationPolicy",
-        "DestinationRule",
         "EnvoyFilter",
         "GRPCRoute",
         "GatewayClass",
@@ -100,7 +126,6 @@ KINDS: frozenset[str] = frozenset(
         "Telemetry",
         "UDPRoute",
         "WasmPlugin",
-        "WorkloadEntry",
         "WorkloadGroup",
     }
 )
@@ -109,7 +134,11 @@ KINDS: frozenset[str] = frozenset(
 REASONS: dict[str, str] = {
     **dict.fromkeys(_SERVER_SET, "Kubernetes writes it, not you: remove it from the file"),
     **dict.fromkeys(("HTTPS", "TLS", "tls"), "TLS is not served yet: use protocol HTTP or TCP"),
-    "subset": "subsets come with DestinationRule; until then give each version a host of its own",
+    "LEAST_CONN": "Istio replaced it: write LEAST_REQUEST",
+    "UNSPECIFIED": "leave the field out for the default, LEAST_REQUEST",
+    "percent": "Istio replaced it: write percentage: {value: N}",
+    "serviceAccount": "endpoints of a WorkloadEntry are called without mutual TLS; a workload that "
+    "runs `meshfast run` has an identity",
     "ServiceEntrySpec.resolution": "Istio's default, NONE, is not supported by meshfast yet",
     "NONE": "write STATIC with endpoints, or DNS",
 }

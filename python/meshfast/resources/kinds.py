@@ -21,17 +21,28 @@ from msgspec import Meta
 
 __all__ = [
     "KINDS",
+    "Abort",
+    "Balancer",
+    "Delay",
     "Destination",
+    "DestinationRule",
+    "DestinationRuleSpec",
     "ForwardProxy",
     "ForwardProxySpec",
     "Gateway",
     "GatewaySpec",
+    "HTTPFaultInjection",
     "HTTPMatchRequest",
+    "HTTPRetry",
     "HTTPRoute",
     "HTTPRouteDestination",
+    "HeaderOperations",
+    "Headers",
     "L4MatchAttributes",
+    "LoadBalancerSettings",
     "Location",
     "Metadata",
+    "Percent",
     "Port",
     "PortSelector",
     "Protocol",
@@ -43,10 +54,14 @@ __all__ = [
     "ServiceEntrySpec",
     "ServicePort",
     "StringMatch",
+    "Subset",
     "TCPRoute",
+    "TrafficPolicy",
     "VirtualService",
     "VirtualServiceSpec",
     "WorkloadEntry",
+    "WorkloadEntrySpec",
+    "WorkloadSelector",
     "json_schema",
 ]
 
@@ -64,20 +79,34 @@ def _text(check: str, description: str) -> Any:
 
 
 Address = Annotated[str, _text("address", "an IPv4 or IPv6 address")]
+Attempts = Annotated[
+    int, Meta(ge=0, le=100, description="retries after the first request; 0 turns retries off")
+]
 Bind = Annotated[str, _text("address", "the IP address to listen on; all of them without it")]
 Duration = Annotated[str, _text("duration", "1h, 1m, 1s, 1ms, or sums such as 1m30s; 0s is off")]
 EndpointAddress = Annotated[
     str, _text("endpoint_address", "an IP address, a host name (resolution DNS), or unix:///path")
 ]
+FieldName = Annotated[str, _text("field_name", "a header name, in any case")]
+FieldValue = Annotated[str, _text("field_value", "text for a header; %% is one %")]
 GatewayName = Annotated[str, _text("gateway_name", "NAME or NAMESPACE/NAME of a Gateway; mesh")]
 Host = Annotated[str, _text("host", "a DNS name")]
 HostPattern = Annotated[str, _text("host_pattern", "a DNS name, *.SUFFIX, or *")]
+GrpcStatus = Annotated[str, _text("grpc_status", "a status of gRPC by its name: UNAVAILABLE")]
 HeaderName = Annotated[str, _text("header_name", "in lower case, as Istio asks")]
+HttpStatus = Annotated[int, Meta(ge=200, le=599)]
+Interval = Annotated[str, _text("interval", "1h, 1m, 1s, 1ms, or sums; at least 1ms")]
+Labels = Annotated[dict[str, str], Meta(min_length=1, description="all of them have to match")]
 Name = Annotated[str, _text("name", "a DNS name in lower case, as Kubernetes object names are")]
 Namespace = Annotated[str, _text("label", "a DNS label, as Kubernetes namespaces are")]
+Percentage = Annotated[float, Meta(ge=0, le=100, description="in per cent: 0.1 is 1 in 1000")]
 PortName = Annotated[str, _text("label", "a DNS label")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
+RetryOn = Annotated[
+    str, _text("retry_on", "conditions and status codes, with commas: gateway-error,reset,503")
+]
 ServerHost = Annotated[str, _text("server_host", "[NAMESPACE/]HOST; HOST may be * or *.SUFFIX")]
+SubsetName = Annotated[str, _text("label", "a DNS label")]
 Weight = Annotated[int, Meta(ge=0, le=INT32_MAX, description="share = weight / sum of weights")]
 
 
@@ -86,6 +115,14 @@ class Protocol(Enum):
 
     HTTP = "HTTP"
     TCP = "TCP"
+
+
+class Balancer(Enum):
+    """How one of several endpoints is chosen."""
+
+    LEAST_REQUEST = "LEAST_REQUEST"
+    RANDOM = "RANDOM"
+    ROUND_ROBIN = "ROUND_ROBIN"
 
 
 class Location(Enum):
@@ -195,26 +232,94 @@ class PortSelector(_Part, frozen=True, kw_only=True):
 
 
 class Destination(_Part, frozen=True, kw_only=True):
-    """A service; a host without a dot is one of the namespace of the rule."""
+    """A service; a host without a dot is one of the namespace of the rule.
+
+    `subset` is one of those that the DestinationRule of the host names.
+    """
 
     host: Host
     port: PortSelector | None = None
+    subset: SubsetName = ""
+
+
+class HeaderOperations(_Part, frozen=True, kw_only=True):
+    """Changes of headers: `set` replaces, `add` appends another, `remove` takes all away."""
+
+    set: dict[FieldName, FieldValue] = {}
+    add: dict[FieldName, FieldValue] = {}
+    remove: tuple[FieldName, ...] = ()
+
+
+class Headers(_Part, frozen=True, kw_only=True):
+    """Changes on the way to the destination, and on the way back."""
+
+    request: HeaderOperations | None = None
+    response: HeaderOperations | None = None
 
 
 class HTTPRouteDestination(_Part, frozen=True, kw_only=True):
-    """A destination and its share of the requests; a single one takes all."""
+    """A destination and its share of the requests, 0 if not given; a single one takes all."""
 
     destination: Destination
-    weight: Weight = 0
+    weight: Weight | None = None
+    headers: Headers | None = None
+
+
+class HTTPRetry(_Part, frozen=True, kw_only=True):
+    """When a request is sent again; requests in all = 1 + `attempts`.
+
+    Whatever `retryOn` says, a method that is not idempotent (RFC 9110, section 9.2.2) is sent again
+    only if the application cannot have seen it.
+    """
+
+    attempts: Attempts
+    per_try_timeout: Duration | None = None
+    retry_on: RetryOn = ""
+    backoff: Interval | None = None
+    retry_ignore_previous_hosts: bool = True
+
+
+class Percent(_Part, frozen=True, kw_only=True):
+    """A share of the requests."""
+
+    value: Percentage = 0.0
+
+
+class Delay(_Part, frozen=True, kw_only=True):
+    """Requests wait; without `percentage` none does."""
+
+    fixed_delay: Interval
+    percentage: Percent | None = None
+
+
+class Abort(_Part, frozen=True, kw_only=True):
+    """Requests are answered at once; one of the statuses is given. 0 % without `percentage`."""
+
+    http_status: HttpStatus | None = None
+    grpc_status: GrpcStatus | None = None
+    percentage: Percent | None = None
+
+
+class HTTPFaultInjection(_Part, frozen=True, kw_only=True):
+    """Faults on purpose, drawn independently; timeout and retries of the route are off with one."""
+
+    delay: Delay | None = None
+    abort: Abort | None = None
 
 
 class HTTPRoute(_Part, frozen=True, kw_only=True):
-    """Requests that match go to one of the destinations; the first route that matches wins."""
+    """Requests that match go to one of the destinations; the first route that matches wins.
+
+    Without `retries`, 2 further attempts are made where nothing can have reached the application.
+    """
 
     route: Annotated[tuple[HTTPRouteDestination, ...], Meta(min_length=1)]
     match: tuple[HTTPMatchRequest, ...] = ()
     name: str = ""
     timeout: Duration | None = None
+    retries: HTTPRetry | None = None
+    fault: HTTPFaultInjection | None = None
+    headers: Headers | None = None
 
 
 class L4MatchAttributes(_Part, frozen=True, kw_only=True):
@@ -224,10 +329,10 @@ class L4MatchAttributes(_Part, frozen=True, kw_only=True):
 
 
 class RouteDestination(_Part, frozen=True, kw_only=True):
-    """A destination and its share of the connections; a single one takes all."""
+    """A destination and its share of the connections, 0 if not given; a single one takes all."""
 
     destination: Destination
-    weight: Weight = 0
+    weight: Weight | None = None
 
 
 class TCPRoute(_Part, frozen=True, kw_only=True):
@@ -238,9 +343,12 @@ class TCPRoute(_Part, frozen=True, kw_only=True):
 
 
 class VirtualServiceSpec(_Part, frozen=True, kw_only=True):
-    """Hosts and where their traffic goes."""
+    """Hosts and where their traffic goes.
 
-    hosts: Annotated[tuple[HostPattern, ...], Meta(min_length=1)]
+    A file may leave `hosts` out: the name of the resource is the host then, with a warning.
+    """
+
+    hosts: Annotated[tuple[HostPattern, ...], Meta(min_length=1)] = ()
     gateways: tuple[GatewayName, ...] = ()
     http: tuple[HTTPRoute, ...] = ()
     tcp: tuple[TCPRoute, ...] = ()
@@ -255,6 +363,46 @@ class VirtualService(_Part, frozen=True, kw_only=True):
     spec: VirtualServiceSpec
 
 
+# DestinationRule
+
+
+class LoadBalancerSettings(_Part, frozen=True, kw_only=True):
+    """How endpoints are chosen."""
+
+    simple: Balancer
+
+
+class TrafficPolicy(_Part, frozen=True, kw_only=True):
+    """What holds for the connections to a destination."""
+
+    load_balancer: LoadBalancerSettings | None = None
+
+
+class Subset(_Part, frozen=True, kw_only=True):
+    """The endpoints with all of the labels; `trafficPolicy` goes before that of the rule."""
+
+    name: SubsetName
+    labels: dict[str, str] = {}
+    traffic_policy: TrafficPolicy | None = None
+
+
+class DestinationRuleSpec(_Part, frozen=True, kw_only=True):
+    """A host, what holds for it, and its subsets; a host has one rule."""
+
+    host: Host
+    traffic_policy: TrafficPolicy | None = None
+    subsets: tuple[Subset, ...] = ()
+
+
+class DestinationRule(_Part, frozen=True, kw_only=True):
+    """Subsets of a service, and how an endpoint is chosen."""
+
+    api_version: IstioVersion
+    kind: Literal["DestinationRule"]
+    metadata: Metadata
+    spec: DestinationRuleSpec
+
+
 # ServiceEntry
 
 
@@ -267,7 +415,7 @@ class ServicePort(_Part, frozen=True, kw_only=True):
     target_port: PortNumber | None = None
 
 
-class WorkloadEntry(_Part, frozen=True, kw_only=True):
+class WorkloadEntrySpec(_Part, frozen=True, kw_only=True):
     """One endpoint; `ports` gives another port number by the name of the service port."""
 
     address: EndpointAddress
@@ -276,14 +424,33 @@ class WorkloadEntry(_Part, frozen=True, kw_only=True):
     weight: Annotated[int, Meta(ge=1, le=UINT32_MAX)] = 1
 
 
+class WorkloadEntry(_Part, frozen=True, kw_only=True):
+    """An endpoint of the ServiceEntries of its namespace that select it.
+
+    Its labels are those of the metadata and of the spec; the metadata go before.
+    """
+
+    api_version: IstioVersion
+    kind: Literal["WorkloadEntry"]
+    metadata: Metadata
+    spec: WorkloadEntrySpec
+
+
+class WorkloadSelector(_Part, frozen=True, kw_only=True):
+    """Chooses WorkloadEntries of the same namespace."""
+
+    labels: Labels
+
+
 class ServiceEntrySpec(_Part, frozen=True, kw_only=True):
-    """Hosts, their ports, and their endpoints."""
+    """Hosts, their ports, and their endpoints, written here or selected."""
 
     hosts: Annotated[tuple[Host, ...], Meta(min_length=1)]
     ports: Annotated[tuple[ServicePort, ...], Meta(min_length=1)]
     resolution: Resolution
     location: Location = Location.MESH_EXTERNAL
-    endpoints: tuple[WorkloadEntry, ...] = ()
+    endpoints: tuple[WorkloadEntrySpec, ...] = ()
+    workload_selector: WorkloadSelector | None = None
 
 
 class ServiceEntry(_Part, frozen=True, kw_only=True):
@@ -314,13 +481,15 @@ class ForwardProxy(_Part, frozen=True, kw_only=True):
     spec: ForwardProxySpec
 
 
-Resource = ForwardProxy | Gateway | ServiceEntry | VirtualService
+Resource = DestinationRule | ForwardProxy | Gateway | ServiceEntry | VirtualService | WorkloadEntry
 
 KINDS: dict[str, type[Resource]] = {
+    "DestinationRule": DestinationRule,
     "ForwardProxy": ForwardProxy,
     "Gateway": Gateway,
     "ServiceEntry": ServiceEntry,
     "VirtualService": VirtualService,
+    "WorkloadEntry": WorkloadEntry,
 }
 
 

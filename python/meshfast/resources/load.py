@@ -1,7 +1,8 @@
 """Files and text to resources, each with the place it came from.
 
 Several documents in a file, and a `List` of items (what `kubectl get -o yaml` prints), are the same
-as several resources. All problems of the file are raised together.
+as several resources. `load_*` raise all problems of the file together; `read_*` give them beside
+the resources that are right, so that the relations of those can be looked at in the same round.
 
 Tests: tests/core/test_load.py.
 """
@@ -13,10 +14,19 @@ from pathlib import Path
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.resources.decode import Decoder
-from meshfast.resources.kinds import Resource
-from meshfast.resources.nodes import FILE_BYTES_MAX, Mapping, Node, Scalar, Sequence, parse
+from meshfast.resources.kinds import KINDS, Resource
+from meshfast.resources.nodes import FILE_BYTES_MAX, Mapping, Node, Scalar, Sequence, child, parse
 
-__all__ = ["Loaded", "Origin", "load_bytes", "load_file", "load_text"]
+__all__ = [
+    "Loaded",
+    "Origin",
+    "Reading",
+    "load_bytes",
+    "load_file",
+    "load_text",
+    "read_bytes",
+    "read_file",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Origin:
         node, text = self.node, self.path
         for step in path:
             text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-            node = _child(node, step) or node
+            node = child(node, step) or node
         return Problem(message, self.file, node.line, node.column, text, hint)
 
     def place(self, *path: str | int) -> str:
@@ -46,21 +56,29 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A resource and its origin."""
+    """A resource, its origin, and what is right about it and may surprise."""
 
     resource: Resource
     origin: Origin
+    warnings: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file says: resources that are right, in file order, and everything that is not.
+
+    `unread` are the kinds of which something could not be read: what seems to be missing of them
+    may have been in there.
+    """
+
+    resources: list[Loaded]
+    problems: list[Problem]
+    unread: frozenset[str] = frozenset()
 
 
 def load_file(path: str | Path) -> list[Loaded]:
     """Load the resources of a file; raises ConfigError when it cannot be read or is not valid."""
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError([Problem(f"cannot read the file: {reason}", str(path))]) from None
-    return load_bytes(data, str(path))
+    return _checked(read_file(path))
 
 
 def load_text(text: str, file: str) -> list[Loaded]:
@@ -70,19 +88,44 @@ def load_text(text: str, file: str) -> list[Loaded]:
 
 def load_bytes(data: bytes, file: str) -> list[Loaded]:
     """Load resources from UTF-8 bytes; raises ConfigError with every problem, in file order."""
+    return _checked(read_bytes(data, file))
+
+
+def read_file(path: str | Path) -> Reading:
+    """Read a file."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        problem = Problem(f"cannot read the file: {error.strerror or error}", str(path))
+        return Reading([], [problem], frozenset(KINDS))
+    return read_bytes(data, str(path))
+
+
+def read_bytes(data: bytes, file: str) -> Reading:
+    """Read UTF-8 bytes; `file` names them in problems."""
     documents, problems = parse(data)
+    unread = frozenset(KINDS if problems or not documents else ())
     decoder = Decoder(file)
     loaded = []
     for node, path in _resources(documents):
+        before = len(decoder.warnings)
         resource = decoder.resource(node, path)
-        if resource is not None:
-            loaded.append(Loaded(resource, Origin(file, node, path)))
+        if resource is None:
+            unread |= decoder.meant(node)
+        else:
+            warnings = tuple(decoder.warnings[before:])
+            loaded.append(Loaded(resource, Origin(file, node, path), warnings))
     problems = [replace(problem, file=file) for problem in problems] + decoder.problems
     if not problems and not documents:
         problems = [Problem("there is no resource in the file", file)]
-    if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: (problem.line, problem.column)))
-    return loaded
+    return Reading(loaded, sorted(problems, key=lambda one: (one.line, one.column)), unread)
+
+
+def _checked(reading: Reading) -> list[Loaded]:
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    return reading.resources
 
 
 def _resources(documents: list[Node]) -> list[tuple[Node, str]]:
@@ -96,11 +139,3 @@ def _resources(documents: list[Node]) -> list[tuple[Node, str]]:
         else:
             opened.append((document, ""))
     return opened
-
-
-def _child(node: Node, step: str | int) -> Node | None:
-    if isinstance(node, Mapping) and isinstance(step, str):
-        return node.fields.get(step)
-    if isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
-        return node.items[step]
-    return None

@@ -35,6 +35,7 @@ __all__ = [
     "Node",
     "Scalar",
     "Sequence",
+    "child",
     "core_type",
     "parse",
 ]
@@ -125,6 +126,15 @@ def parse(data: bytes) -> tuple[list[Node], list[Problem]]:
     except _Refused as refused:
         problems.append(refused.problem)
     return documents, problems
+
+
+def child(node: Node, step: str | int) -> Node | None:
+    """Give the field or the item of a node; None when it is not there."""
+    if isinstance(node, Mapping) and isinstance(step, str):
+        return node.fields.get(step)
+    if isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
+        return node.items[step]
+    return None
 
 
 def core_type(text: str) -> str:

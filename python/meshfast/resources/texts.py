@@ -8,11 +8,33 @@ Tests: tests/core/test_texts.py.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["CHECKS", "duration_ms", "is_address"]
+__all__ = ["CHECKS", "GRPC_STATUSES", "duration_ms", "is_address", "nearest_name"]
+
+#: The statuses of gRPC; the position is the number.
+GRPC_STATUSES = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)  # RFC 1123, section 2.1
 _HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?", re.ASCII)
@@ -20,6 +42,10 @@ _HOST_CHARS_MAX = 253  # RFC 1035, section 2.3.4, without the length bytes
 _UNIX_PATH_BYTES_MAX = 107  # sun_path with its final NUL, unix(7)
 _UNIX_PATH = f"unix:///PATH with a path of at most {_UNIX_PATH_BYTES_MAX} bytes"
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-z]{1,256}", re.ASCII)  # RFC 9110, section 5.6.2
+_FIELD_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,256}", re.ASCII)
+_FIELD_VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?", re.ASCII)  # RFC 9110, section 5.5, in ASCII
+_FIELD_VALUE_CHARS_MAX = 4096
+_NAME_CHARS_MAX = 64  # of a name that is compared with others
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)", re.ASCII)
 _DURATION_CHARS_MAX = 32
 _UNIT_MS = {
@@ -62,6 +88,13 @@ def is_address(text: str) -> bool:
     return "%" not in text
 
 
+def nearest_name(name: str, choices: Iterable[str]) -> list[str]:
+    """Give the choice that the name was probably meant to be, in a list, or an empty list."""
+    if len(name) > _NAME_CHARS_MAX:
+        return []
+    return difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
+
+
 def _is_host(text: str) -> bool:
     labels = text.removesuffix(".").split(".")
     return len(text) <= _HOST_CHARS_MAX and all(map(_HOST_LABEL.fullmatch, labels))
@@ -91,6 +124,16 @@ def _endpoint_address(text: str) -> str | None:
     return "an IP address, a host name, or unix:///PATH, without a port"
 
 
+def _field_name(text: str) -> str | None:
+    return None if _FIELD_TOKEN.fullmatch(text) else "a header name"
+
+
+def _field_value(text: str) -> str | None:
+    if len(text) <= _FIELD_VALUE_CHARS_MAX and _FIELD_VALUE.fullmatch(text):
+        return None
+    return f"1 to {_FIELD_VALUE_CHARS_MAX} characters of ASCII in one line, without outer spaces"
+
+
 def _gateway_name(text: str) -> str | None:
     namespace, slash, name = text.rpartition("/")
     if _name(name) is None and (not slash or _LABEL.fullmatch(namespace)):
@@ -110,6 +153,10 @@ def _host_pattern(text: str) -> str | None:
     if _is_host_pattern(text):
         return None
     return "a host name, *.SUFFIX or *, without a port"
+
+
+def _interval(text: str) -> str | None:
+    return None if duration_ms(text) else "a duration such as 25ms, 1s or 1m30s (1ms to 24h)"
 
 
 def _label(text: str) -> str | None:
@@ -136,10 +183,13 @@ CHECKS: dict[str, Callable[[str], str | None]] = {
     "address": _address,
     "duration": _duration,
     "endpoint_address": _endpoint_address,
+    "field_name": _field_name,
+    "field_value": _field_value,
     "gateway_name": _gateway_name,
     "header_name": _header_name,
     "host": _host,
     "host_pattern": _host_pattern,
+    "interval": _interval,
     "label": _label,
     "name": _name,
     "server_host": _server_host,

@@ -1,7 +1,7 @@
 //! The life of an exchange apart from its bytes: begin, route, resolve, finish, fail.
 //!
-//! A request passes these steps in this order: what HTTP answers itself, the route, the destination,
-//! the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
+//! A request passes these steps in this order: what HTTP answers itself, the route and its faults,
+//! the destination, the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
 //! access record and give everything back.
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +11,12 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest;
 use meshfast_mesh::Destination as arrival;
 use meshfast_mesh::{
-    Arrival, Dial, Direction, Form, ListenerFacts, NoRoute, Refusal, RequestFacts,
+    Arrival, Choice, Dial, Direction, Form, ListenerFacts, NoRoute, Refusal, RequestFacts, Snapshot,
 };
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Name, TargetForm};
 
 use crate::downstream::Downstream;
-use crate::error::Failure;
+use crate::error::{Failure, Mark};
 use crate::exchange::{
     Carries, Destination, Exchange, Half, Outcome, STREAM_IDLE_MS, Stage, TUNNEL_IDLE_MS,
     TUNNEL_REPORT_MS,
@@ -74,6 +74,11 @@ impl Worker {
             active_slot: None,
             tried: Vec::new(),
             tries: 0,
+            passed_over: 0,
+            further: None,
+            mark: Mark::None,
+            is_edited: false,
+            may_discard_any: false,
             requesting: Half::raw(),
             responding: Half::raw(),
             is_delimited: true,
@@ -201,7 +206,11 @@ impl Worker {
             (Ok(choice), _) => {
                 exchange.route = Some(choice.place);
                 exchange.destination = Some(Destination::Cluster(choice.cluster));
-                self.start(exchange_id, choice.timeout_ms);
+                if choice.is_plain {
+                    self.start(exchange_id, choice.timeout_ms);
+                } else {
+                    self.start_handled(exchange_id, &generation.snapshot, choice);
+                }
             }
             (Err(_), Some(arrival::Host { host, port })) if facts.forward_proxy => {
                 let host = host.to_owned();
@@ -209,6 +218,29 @@ impl Worker {
             }
             _ => self.fail(exchange_id, Failure::NoRoute),
         }
+    }
+
+    /// Goes the way of a route that does more to its requests than sending them on.
+    fn start_handled(&mut self, exchange_id: usize, snapshot: &Snapshot, choice: Choice<'_>) {
+        let exchange = &mut self.exchanges[exchange_id];
+        let (route, destination) = snapshot
+            .http_route(exchange.listener, choice.place)
+            .expect("a request is routed by a route for requests");
+        exchange.is_edited = route.request_headers.is_some()
+            || route.response_headers.is_some()
+            || destination.request_headers.is_some()
+            || destination.response_headers.is_some();
+        if let Some(fault) = &route.fault {
+            let drawn = fault.draw(&mut self.random);
+            self.arm_exchange(exchange_id);
+            return self.suffer(exchange_id, drawn);
+        }
+        exchange.may_discard_any = route.retry().reads_low_statuses();
+        let per_try_ms = route.retry().per_try_timeout_ms;
+        if per_try_ms != 0 {
+            exchange.further().per_try_ms = per_try_ms;
+        }
+        self.start(exchange_id, choice.timeout_ms);
     }
 
     /// A call from the mesh names the port of the workload it is for.
@@ -275,7 +307,7 @@ impl Worker {
         let now_ms = self.clock.now_ms();
         self.exchanges[exchange_id].deadline_ms = match timeout_ms {
             0 => 0,
-            timeout_ms => now_ms + timeout_ms,
+            timeout_ms => now_ms.saturating_add(timeout_ms),
         };
         self.arm_exchange(exchange_id);
         self.dial(exchange_id);
@@ -299,6 +331,12 @@ impl Worker {
                 Failure::RouteTimeout
             };
             self.fail(exchange_id, failure);
+        } else if has_passed(exchange.next_try_ms()) {
+            if exchange.stage == Stage::Waiting {
+                self.waited(exchange_id);
+            } else {
+                self.try_timed_out(exchange_id);
+            }
         } else if has_passed(exchange.idle_ms()) {
             self.fail(exchange_id, Failure::StreamIdle);
         } else {
@@ -356,7 +394,7 @@ impl Worker {
         if exchange.outcome.status == 0 && exchange.carries != Carries::Tcp {
             return self.answer(exchange_id, verdict.status, verdict.flag, detail);
         }
-        exchange.outcome.flag = verdict.flag;
+        exchange.flag(verdict.flag);
         exchange.outcome.detail = detail;
         let downstream_id = exchange.downstream;
         let is_delimited = exchange.is_delimited;
@@ -455,7 +493,7 @@ impl Exchange {
         } else {
             0
         };
-        [self.deadline_ms, abandon_ms, report_ms]
+        [self.deadline_ms, abandon_ms, report_ms, self.next_try_ms()]
             .into_iter()
             .filter(|at_ms| *at_ms != 0)
             .fold(self.idle_ms(), u64::min)

@@ -261,12 +261,24 @@ impl Worker {
         self.answer(exchange_id, status, flag, detail);
     }
 
-    /// Answers an exchange locally and ends it. The connection lives on only when the whole request
-    /// was read.
+    /// Answers an exchange locally and ends it.
     pub(crate) fn answer(
         &mut self,
         exchange_id: usize,
         status: u16,
+        flag: &'static str,
+        detail: &'static str,
+    ) {
+        self.answer_as(exchange_id, status, None, flag, detail);
+    }
+
+    /// Answers an exchange locally, with a gRPC status for a caller that reads one, and ends it. The
+    /// connection lives on only when the whole request was read.
+    pub(crate) fn answer_as(
+        &mut self,
+        exchange_id: usize,
+        status: u16,
+        grpc_status: Option<u32>,
         flag: &'static str,
         detail: &'static str,
     ) {
@@ -277,11 +289,12 @@ impl Worker {
             _ => (Version::Http11, false, false),
         };
         exchange.outcome.status = status;
-        exchange.outcome.flag = flag;
+        exchange.flag(flag);
         exchange.outcome.detail = detail;
+        let flags = exchange.outcome.flag;
         let whole = is_readable && exchange.requesting.ended;
         let keep_alive = whole && self.keeps_downstream(exchange_id);
-        let body = reply_body(status, flag, detail);
+        let body = reply_body(status, flags, detail);
         let reply = LocalReply {
             version,
             status,
@@ -291,6 +304,7 @@ impl Worker {
                 .request_id()
                 .expect("an HTTP exchange has an identifier"),
             wall_us: self.clock.wall_us(),
+            grpc: grpc_status.map(|status| (status, detail)),
             body: &body,
         };
         let downstream = &mut self.downstreams[downstream_id];
@@ -351,11 +365,14 @@ impl Worker {
         let downstream = &mut self.downstreams[exchange.downstream];
         let upstream = &mut self.upstreams[upstream_id];
         let closed = downstream.session.io.read_closed;
+        let is_on_leg = upstream.session.stream.leg().is_some();
         let source = &mut downstream.session.input;
         let sink = &mut upstream.session.output;
+        let (waiting, is_first) = (sink.len(), !exchange.requesting.has_moved);
         let moved = exchange
             .requesting
             .pump(source, closed, sink, &mut self.blocks);
+        exchange.keep(&sink.as_slice()[waiting..], is_first, is_on_leg);
         let is_large = sink.len() >= SEND_AT_ONCE;
         if moved != Moved::Nothing {
             exchange.progress_ms = self.clock.now_ms();
@@ -364,7 +381,7 @@ impl Worker {
             Moved::Nothing => return false,
             Moved::Some => {}
             Moved::Ended => {
-                if exchange.stage == Stage::Tunnel || upstream.session.stream.leg().is_some() {
+                if exchange.stage == Stage::Tunnel || is_on_leg {
                     upstream.session.finish_writing = true;
                 }
                 self.dirty(Key::Upstream(upstream_id));
@@ -424,7 +441,7 @@ impl Worker {
             let verdict = Failure::DownstreamGone.verdict();
             self.detach(exchange_id, false);
             let exchange = &mut self.exchanges[exchange_id];
-            exchange.outcome.flag = verdict.flag;
+            exchange.flag(verdict.flag);
             exchange.outcome.detail = verdict.detail;
             self.record(exchange_id);
             return self.cut(exchange_id);
@@ -556,6 +573,9 @@ impl Worker {
     }
 
     pub(crate) fn remove_exchange(&mut self, exchange_id: usize) {
+        if self.exchanges[exchange_id].further.is_some() {
+            self.stop_counting(exchange_id);
+        }
         self.timers.disarm(Key::Exchange(exchange_id));
         let exchange: Exchange = self.exchanges.remove(exchange_id);
         self.resolving.remove(&exchange.question);

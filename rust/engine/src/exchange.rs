@@ -11,22 +11,26 @@
 //! 2. `active_slot` is counted in shared memory exactly while it is `Some`.
 //! 3. An exchange holds the generation it was routed by until its end.
 //! 4. Nothing of a body moves before an upstream is connected, so a request that failed to connect
-//!    can be tried elsewhere.
+//!    can be tried elsewhere. What is tried again after that is in `tries.rs`.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use meshfast_mesh::{Address, Dial, Direction, Listener, RoutePlace, Snapshot};
+use meshfast_mesh::{
+    Address, Dial, Direction, Listener, Route, RoutePlace, Snapshot, WeightedCluster,
+};
 use meshfast_wire::Error;
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, BodyEvent, Framing, Name, RequestHead};
 
 use crate::buffer::{Blocks, Input, Output};
 use crate::downstream::LEFTOVER_BYTES_MAX;
-use crate::error::Failure;
+use crate::error::Mark;
+use crate::head::Edits;
 use crate::request::Request;
 use crate::shared::TcpTotals;
 use crate::stream::Peer;
 use crate::trace::TraceContext;
+use crate::tries::Further;
 
 /// A snapshot in use, with the worker's own cursors for round robin.
 pub(crate) struct Generation {
@@ -50,6 +54,8 @@ impl Generation {
 pub(crate) enum Stage {
     /// Waiting for addresses of a host name.
     Resolving,
+    /// Waiting for time to pass: before a further try, or because it was asked for.
+    Waiting,
     /// Waiting for the upstream to accept.
     Connecting,
     /// The request is on its way; no final response head yet.
@@ -214,13 +220,22 @@ pub(crate) struct Exchange {
     /// The route, when one was found; its name is looked up only when it is written.
     pub(crate) route: Option<RoutePlace>,
     /// The endpoint of the current or last try: its index in the cluster.
-    pub(crate) endpoint: Option<usize>,
+    pub(crate) endpoint: Option<u32>,
     /// Who calls, by the certificate of its proxy; of inbound exchanges of the mesh.
     pub(crate) caller: Option<Rc<str>>,
     pub(crate) active_slot: Option<u32>,
     /// Slots of endpoints that failed this exchange.
     pub(crate) tried: Vec<u32>,
     pub(crate) tries: u32,
+    /// Tries of these that found nobody and were followed by another endpoint at once.
+    pub(crate) passed_over: u8,
+    /// What further tries and waiting need.
+    pub(crate) further: Option<Box<Further>>,
+    pub(crate) mark: Mark,
+    /// The route or the destination edits heads.
+    pub(crate) is_edited: bool,
+    /// Another try may follow an answer that is no error.
+    pub(crate) may_discard_any: bool,
     pub(crate) requesting: Half,
     pub(crate) responding: Half,
     /// The end of the response can be told from a connection that broke off.
@@ -232,7 +247,7 @@ pub(crate) struct Exchange {
     pub(crate) transport_failure: String,
     /// The question to the resolver that is under way; 0 for none.
     pub(crate) question: u64,
-    pub(crate) interim_responses: u32,
+    pub(crate) interim_responses: u8,
     pub(crate) trace: Option<TraceContext>,
     /// The request identifier made here, when the request had none that is taken.
     pub(crate) request_id: Option<[u8; 36]>,
@@ -277,20 +292,30 @@ impl Exchange {
             .is_some_and(|listener| listener.direction == Direction::Gateway)
     }
 
-    /// Whether a failed try may be followed by another.
-    pub(crate) fn may_retry(&self, failure: Failure) -> bool {
-        use crate::error::Retry;
-        if self.requesting.has_moved {
-            return false;
-        }
-        match failure.verdict().retry {
-            Retry::Never => false,
-            Retry::Unsent => self.tries < CONNECTS_MAX,
-            Retry::Idempotent => {
-                let is_idempotent = |head: &RequestHead| head.method_kind.is_idempotent();
-                self.tries < TRIES_MAX && self.head().is_some_and(is_idempotent)
-            }
-        }
+    /// Notes the flag of how it ended, beside what it went through.
+    pub(crate) fn flag(&mut self, flag: &'static str) {
+        self.outcome.flag = self.mark.with(flag);
+    }
+
+    /// The edits of its request head: the destination's, then the route's (Envoy's order).
+    pub(crate) fn request_edits(&self) -> Edits<'_> {
+        self.route_edits()
+            .map_or_else(Edits::default, |(route, destination)| {
+                [&destination.request_headers, &route.request_headers].map(Option::as_ref)
+            })
+    }
+
+    /// The same for its response head.
+    pub(crate) fn response_edits(&self) -> Edits<'_> {
+        self.route_edits()
+            .map_or_else(Edits::default, |(route, destination)| {
+                [&destination.response_headers, &route.response_headers].map(Option::as_ref)
+            })
+    }
+
+    fn route_edits(&self) -> Option<(&Route, &WeightedCluster)> {
+        let snapshot = &self.generation.snapshot;
+        snapshot.http_route(self.listener, self.route?)
     }
 
     /// Whether the end of the request has come or is worth reading on for, so that the connection can
@@ -312,12 +337,6 @@ impl Exchange {
         self.responding.ended && (self.requesting.ended || self.stage != Stage::Tunnel)
     }
 }
-
-/// Endpoints that are tried when connects fail: nothing was sent, so looking on costs time only.
-const CONNECTS_MAX: u32 = 16;
-
-/// One try and two more, as Istio's default `attempts: 2`.
-const TRIES_MAX: u32 = 3;
 
 /// How long nothing may move on an exchange (Envoy's `stream_idle_timeout`).
 pub(crate) const STREAM_IDLE_MS: u64 = 300_000;

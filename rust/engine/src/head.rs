@@ -4,7 +4,7 @@
 //! hop-by-hop fields (RFC 9110 7.6.1) and the identity headers only a proxy may set (row C9); added
 //! are framing, `x-request-id`, trace context and, at the edge, `x-forwarded-for` and `-proto`.
 
-use meshfast_mesh::Direction;
+use meshfast_mesh::{Direction, HeaderEdits};
 use meshfast_wire::h1::{
     self, Framing, Header, Name, RequestHead, ResponseHead, TargetForm, Version,
 };
@@ -203,6 +203,36 @@ pub(crate) fn write_response(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Edits of a head, those that come first first.
+pub(crate) type Edits<'e> = [Option<&'e HeaderEdits>; 2];
+
+/// Applies edits to the head that stands in `out` from `start` on: a line that any of them takes away
+/// goes, whether a peer sent it or we wrote it; what earlier ones bring is there for later ones to take
+/// away. The start line and what cannot be edited stay as they are.
+pub(crate) fn edit(edits: Edits<'_>, start: usize, out: &mut Vec<u8>) {
+    let head = out.split_off(start);
+    let each = |from: usize| edits[from..].iter().copied().flatten();
+    let stays = |name: &[u8], from: usize| !each(from).any(|edits| edits.takes_away(name));
+    for (place, text) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let name = text.split(|byte| *byte == b':').next().unwrap_or(text);
+        if text == b"\r\n" {
+            break;
+        }
+        if place == 0 || stays(name, 0) {
+            out.extend_from_slice(text);
+        }
+    }
+    for (place, edits) in edits.iter().enumerate() {
+        for field in edits.iter().flat_map(|edits| edits.fields()) {
+            let name = field.name.as_bytes();
+            if stays(name, place + 1) {
+                h1::write_header(out, name, field.value.as_bytes());
+            }
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// A response meshfast makes itself.
 pub(crate) struct LocalReply<'a> {
     pub(crate) version: Version,
@@ -214,6 +244,8 @@ pub(crate) struct LocalReply<'a> {
     pub(crate) request_id: &'a [u8],
     /// For `date`, which an origin server must send (RFC 9110 6.6.1): us since 1970.
     pub(crate) wall_us: u64,
+    /// Of a caller that reads it: its status and message are there, and there is no body.
+    pub(crate) grpc: Option<(u32, &'a str)>,
     pub(crate) body: &'a str,
 }
 
@@ -233,7 +265,14 @@ impl LocalReply<'_> {
         if self.status == 407 {
             out.extend_from_slice(b"proxy-authenticate: Basic realm=\"meshfast\"\r\n");
         }
-        out.extend_from_slice(b"content-type: text/plain\r\n");
+        match self.grpc {
+            Some((status, message)) => {
+                out.extend_from_slice(b"content-type: application/grpc\r\n");
+                h1::write_header(out, b"grpc-status", status.to_string().as_bytes());
+                h1::write_header(out, b"grpc-message", message.as_bytes());
+            }
+            None => out.extend_from_slice(b"content-type: text/plain\r\n"),
+        }
         h1::write_header(
             out,
             b"content-length",
@@ -280,18 +319,24 @@ fn line(out: &mut Vec<u8>, line: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Reason phrases of the statuses meshfast makes itself (RFC 9110 15, RFC 6585).
+/// Reason phrases of the statuses meshfast makes itself or is asked to make as a fault, as far as they
+/// are usual (RFC 9110 15, RFC 6585).
 fn reason(status: u16) -> &'static [u8] {
     match status {
         200 => b"OK",
         400 => b"Bad Request",
+        401 => b"Unauthorized",
+        403 => b"Forbidden",
         404 => b"Not Found",
         405 => b"Method Not Allowed",
         407 => b"Proxy Authentication Required",
         408 => b"Request Timeout",
+        409 => b"Conflict",
         414 => b"URI Too Long",
         417 => b"Expectation Failed",
+        429 => b"Too Many Requests",
         431 => b"Request Header Fields Too Large",
+        500 => b"Internal Server Error",
         501 => b"Not Implemented",
         502 => b"Bad Gateway",
         503 => b"Service Unavailable",

@@ -34,6 +34,7 @@ mod text;
 mod timers;
 pub mod tls;
 mod trace;
+mod tries;
 mod upstream;
 mod worker;
 

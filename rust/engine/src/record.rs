@@ -36,7 +36,7 @@ struct SeriesKey {
     generation: u64,
     listener: usize,
     cluster: Option<usize>,
-    endpoint: Option<usize>,
+    endpoint: Option<u32>,
     status: u16,
     flag: &'static str,
     carries: u8,
@@ -311,7 +311,7 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
     let endpoint: Option<&Endpoint> = exchange
         .cluster()
         .zip(exchange.endpoint)
-        .and_then(|(cluster, index)| cluster.endpoints.get(index));
+        .and_then(|(cluster, index)| cluster.endpoints.get(index as usize));
     let unknown = Workload::default();
     let caller = exchange
         .caller

@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::io;
 
-use meshfast_mesh::{Address, Dial, Direction, Loads};
+use meshfast_mesh::{Address, Dial, Direction, Loads, Outcome};
 use meshfast_wire::h1::{BodyDecoder, BodyEncoder, Framing, Method, Parsed, ResponseHead, Version};
 use rustc_hash::FxHashMap;
 
-use crate::buffer::SEND_AT_ONCE;
+use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
 use crate::head;
@@ -24,7 +24,7 @@ use crate::timers::Key;
 use crate::worker::Worker;
 
 /// Interim (1xx) responses passed on per exchange; more is an attack (CVE-2024-53271).
-const INTERIM_RESPONSES_MAX: u32 = 10;
+const INTERIM_RESPONSES_MAX: u8 = 10;
 
 /// Idle connections closed when descriptors run out.
 const EVICTED_AT_ONCE: usize = 16;
@@ -45,11 +45,13 @@ pub(crate) struct Upstream {
     pub(crate) is_connected: bool,
     /// Its stream was refused before anything reached the application.
     pub(crate) was_refused: bool,
-    head: ResponseHead,
-    /// Responses it has finished.
-    served: u32,
+    pub(crate) head: ResponseHead,
+    /// It has finished a response.
+    has_served: bool,
     /// Bytes of the current response have come.
     is_answering: bool,
+    /// Nothing of the current request has been given to the kernel, or to a leg.
+    is_unsent: bool,
     /// Its exchange is over; it only sends what it has and then closes.
     is_closing: bool,
     pub(crate) idle_since_ms: u64,
@@ -147,6 +149,9 @@ impl Worker {
         let exchange = &mut self.exchanges[exchange_id];
         exchange.tries += 1;
         exchange.stage = Stage::Connecting;
+        if exchange.further.is_some() {
+            self.time_try(exchange_id);
+        }
         if let Some(slot) = slot {
             self.share.endpoints.request_started(slot);
             self.exchanges[exchange_id].active_slot = Some(slot);
@@ -189,17 +194,23 @@ impl Worker {
                             refusals,
                             now_ms,
                         };
-                        cluster.pick(&anyone, &mut self.random, tried, &mut turn)
+                        let random = &mut self.random;
+                        cluster
+                            .pick(&anyone, random, tried, &mut turn)
+                            // All of them failed this exchange: any is better than none.
+                            .or_else(|| cluster.pick(&loads, random, &[], &mut turn))
+                            .or_else(|| cluster.pick(&anyone, random, &[], &mut turn))
                     });
                 cursor.set(turn);
-                let endpoint = &cluster.endpoints[chosen?];
+                let chosen = chosen?;
+                let endpoint = &cluster.endpoints[chosen];
                 let principal = cluster.tls.map(|_| endpoint.workload.principal.clone());
                 let answer = (
                     Dial::endpoint(cluster, endpoint),
                     Some(endpoint.slot),
                     principal,
                 );
-                exchange.endpoint = chosen;
+                exchange.endpoint = Some(chosen as u32);
                 Some(answer)
             }
         }
@@ -390,44 +401,7 @@ impl Worker {
             let until_ms = self.clock.now_ms() + REFUSAL_MS;
             self.refusals.until_ms.insert(slot, until_ms);
         }
-        self.try_failed(exchange_id, failure);
-    }
-
-    /// A try has failed: another endpoint, or the failure is the exchange's.
-    pub(crate) fn try_failed(&mut self, exchange_id: usize, failure: Failure) {
-        let exchange = &mut self.exchanges[exchange_id];
-        // A connection that went stale says nothing against its endpoint.
-        if failure != Failure::UpstreamReset {
-            exchange.tried.extend(exchange.active_slot);
-        }
-        let is_stale = failure == Failure::UpstreamReset;
-        let may_retry = exchange.may_retry(failure) && (is_stale || self.has_another(exchange_id));
-        self.detach(exchange_id, false);
-        if may_retry {
-            self.dial(exchange_id)
-        } else {
-            self.fail(exchange_id, failure)
-        }
-    }
-
-    /// Whether there is somebody else to try; for a name outside every cluster, its next address.
-    fn has_another(&mut self, exchange_id: usize) -> bool {
-        let exchange = &mut self.exchanges[exchange_id];
-        match exchange.destination {
-            Some(Destination::Cluster(index)) => exchange.generation.snapshot.clusters[index]
-                .endpoints
-                .iter()
-                .any(|endpoint| !exchange.tried.contains(&endpoint.slot)),
-            Some(Destination::Passthrough(_)) => {
-                let next = exchange.addresses.pop();
-                let is_there = next.is_some();
-                exchange.destination = next
-                    .map(Destination::Passthrough)
-                    .or(exchange.destination.take());
-                is_there
-            }
-            None => false,
-        }
+        self.try_failed(exchange_id, failure, Outcome::ConnectFailed);
     }
 
     /// The upstream is connected: the request head goes out, or the tunnel opens.
@@ -450,12 +424,20 @@ impl Worker {
                 let peer = self.downstreams[exchange.downstream].peer;
                 let called = self.identity.as_ref().map_or("", |identity| &identity.name);
                 let output = upstream.session.output.tail();
+                let start = output.len();
                 head::write_request(exchange, direction, peer, called, output);
+                if exchange.is_edited {
+                    head::edit(exchange.request_edits(), start, output);
+                }
                 upstream.head.reset();
+                upstream.is_unsent = true;
                 exchange.stage = Stage::AwaitingHead;
-                let ended = exchange.requesting.ended;
+                let (ended, has_further) = (exchange.requesting.ended, exchange.further.is_some());
                 upstream.session.finish_writing = ended && upstream.session.stream.leg().is_some();
                 self.dirty(Key::Upstream(upstream_id));
+                if has_further {
+                    self.send_kept_body(exchange_id, upstream_id);
+                }
                 self.pump_request(exchange_id);
             }
             Carries::Connect => {
@@ -596,20 +578,17 @@ impl Worker {
     /// The upstream closed before a whole response head.
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
-        let was_idle_before = upstream.served > 0 && !upstream.is_answering;
-        let failure = if upstream.was_refused {
-            Failure::StreamRefused
+        let (failure, outcome) = if upstream.was_refused {
+            (Failure::StreamRefused, Outcome::Refused)
         } else {
-            Failure::UpstreamReset
+            let outcome = Outcome::Reset {
+                is_sent: !upstream.is_unsent,
+                is_stale: upstream.has_served && !upstream.is_answering,
+            };
+            (Failure::UpstreamReset, outcome)
         };
-        let is_unseen = was_idle_before || upstream.was_refused;
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
-        if is_unseen {
-            self.try_failed(exchange_id, failure);
-        } else {
-            self.detach(exchange_id, false);
-            self.fail(exchange_id, failure);
-        }
+        self.try_failed(exchange_id, failure, outcome);
     }
 
     fn response_head_came(&mut self, exchange_id: usize, upstream_id: usize) {
@@ -620,6 +599,7 @@ impl Worker {
         match status {
             101 => self.switch_protocols(exchange_id, upstream_id),
             100..=199 => self.pass_interim(exchange_id, upstream_id),
+            _ if self.answer_is_discarded(exchange_id, upstream_id) => {}
             _ => self.pass_final(exchange_id, upstream_id),
         }
     }
@@ -698,12 +678,19 @@ impl Worker {
         let downstream = &mut self.downstreams[exchange.downstream];
         let bytes = upstream.session.input.as_slice();
         let output = downstream.session.output.tail();
+        let start = output.len();
         head::write_response(exchange, &upstream.head, bytes, framing, keep_alive, output);
+        if exchange.is_edited {
+            head::edit(exchange.response_edits(), start, output);
+        }
         exchange.outcome.status = upstream.head.status;
         exchange.outcome.detail = "via_upstream";
         exchange.answered_us = self.clock.now_us();
         let length = upstream.head.len;
         upstream.session.input.consume(length);
+        if exchange.further.is_some() {
+            self.tries_are_over(exchange_id);
+        }
     }
 
     /// The upstream's answer is not HTTP as we accept it.
@@ -759,7 +746,7 @@ impl Worker {
         if !upstream.is_connected {
             return;
         }
-        let was_high = upstream.session.output.is_high();
+        let waiting = upstream.session.output.len();
         let flushed = match upstream.session.stream.leg() {
             Some((leg, stream)) => self.flush_to_leg(Key::Upstream(upstream_id), leg, stream),
             None => upstream.session.flush(&mut self.blocks),
@@ -767,6 +754,8 @@ impl Worker {
         let Some(upstream) = self.upstreams.get_mut(upstream_id) else {
             return;
         };
+        let was_high = waiting >= HIGH_WATERMARK;
+        upstream.is_unsent &= upstream.session.output.len() == waiting;
         match flushed {
             Flushed::All if upstream.is_closing => self.drop_upstream(upstream_id),
             Flushed::All | Flushed::Blocked => {
@@ -790,7 +779,7 @@ impl Worker {
     fn keep_upstream(&mut self, upstream_id: usize, idle_timeout_ms: u64) {
         let now_ms = self.clock.now_ms();
         let upstream = &mut self.upstreams[upstream_id];
-        upstream.served += 1;
+        upstream.has_served = true;
         upstream.idle_since_ms = now_ms;
         // What the upstream says of its own patience, less a second for the way (RFC 9110, Keep-Alive).
         let said_ms = upstream
@@ -843,8 +832,9 @@ impl Upstream {
             is_connected: false,
             was_refused: false,
             head: ResponseHead::new(),
-            served: 0,
+            has_served: false,
             is_answering: false,
+            is_unsent: true,
             is_closing: false,
             idle_since_ms: 0,
             idle_timeout_ms: IDLE_TIMEOUT_MS,

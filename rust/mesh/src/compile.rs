@@ -5,14 +5,18 @@
 //! Runs on every build and on every decode, so a worker never serves what was not checked by its
 //! own code. Tests: `snapshot/tests.rs`.
 
+mod handling;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::address::Address;
 use crate::balance::Weights;
 use crate::document::{self, Document, Protocol};
 use crate::domains::{Domain, Domains};
+use crate::edits;
 use crate::error::{Error, Problems};
 use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
+use crate::retry::Retry;
 use crate::route::{Destinations, Route, TcpRoute, WeightedCluster};
 use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
 
@@ -193,6 +197,7 @@ impl Compiler<'_> {
             },
         );
         let tcp_routes = self.each("tcp_routes", listener.tcp_routes, |this, _, route| {
+            this.no_edits(&route.destinations);
             let destinations = this.destinations(route.destinations)?;
             Some(TcpRoute {
                 name: route.name,
@@ -208,6 +213,7 @@ impl Compiler<'_> {
             tcp_routes,
             tls: listener.tls.map(|tls| tls.mode),
             credential_sha256: listener.credential_sha256.map(|text| self.digest(&text)),
+            workload: listener.workload,
             domains: Domains::new(domains),
         })
     }
@@ -255,12 +261,27 @@ impl Compiler<'_> {
     fn virtual_host(&mut self, host: document::VirtualHost) -> Option<VirtualHost> {
         let routes = self.each("routes", host.routes, |this, _, route| {
             let matches = this.each("matches", route.matches, Self::condition);
-            let destinations = this.destinations(route.destinations)?;
+            let destinations = this.destinations(route.destinations);
+            let retry = route.retry.map(|retry| this.retry(retry));
+            let fault = route.fault.map(|fault| this.fault(fault));
+            let request_headers = this.edits("request_headers", route.request_headers);
+            let response_headers = this.edits("response_headers", route.response_headers);
+            let is_usual =
+                |retry: &Retry| retry.per_try_timeout_ms == 0 && !retry.reads_low_statuses();
+            let is_plain = fault.is_none()
+                && request_headers.is_none()
+                && response_headers.is_none()
+                && retry.as_ref().is_none_or(is_usual);
             Some(Route {
+                is_plain,
                 name: route.name,
                 matches,
                 timeout_ms: route.timeout_ms,
-                destinations,
+                destinations: destinations?,
+                retry,
+                fault,
+                request_headers,
+                response_headers,
             })
         });
         Some(VirtualHost {
@@ -273,6 +294,8 @@ impl Compiler<'_> {
     fn destinations(&mut self, destinations: Vec<document::Destination>) -> Option<Destinations> {
         let count = destinations.len();
         let clusters = self.each("destinations", destinations, |this, _, destination| {
+            let request_headers = this.edits("request_headers", destination.request_headers);
+            let response_headers = this.edits("response_headers", destination.response_headers);
             let Some(&cluster) = this.clusters.get(&destination.cluster) else {
                 let text = format!("no cluster is called {:?}", destination.cluster);
                 this.problems.report_member("cluster", text);
@@ -281,6 +304,9 @@ impl Compiler<'_> {
             Some(WeightedCluster {
                 cluster,
                 weight: destination.weight,
+                is_plain: request_headers.is_none() && response_headers.is_none(),
+                request_headers,
+                response_headers,
             })
         });
         if clusters.len() < count {
@@ -292,6 +318,25 @@ impl Compiler<'_> {
                 .report_member("destinations", "the weights have a sum above 0");
         }
         destinations
+    }
+
+    /// Connections have no fields.
+    fn no_edits(&mut self, destinations: &[document::Destination]) {
+        let list = self.problems.enter_member("destinations");
+        for (index, destination) in destinations.iter().enumerate() {
+            let mark = self.problems.enter_item(index);
+            for (member, edits) in [
+                ("request_headers", &destination.request_headers),
+                ("response_headers", &destination.response_headers),
+            ] {
+                if edits.is_some() {
+                    self.problems
+                        .report_member(member, "only for protocol HTTP");
+                }
+            }
+            self.problems.leave(mark);
+        }
+        self.problems.leave(list);
     }
 
     fn condition(&mut self, _: usize, condition: document::Match) -> Option<Match> {
@@ -348,8 +393,6 @@ impl Compiler<'_> {
 
 /// Whether a name is a token without upper-case letters: requests carry any case, documents one.
 fn is_header_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.bytes().all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte)
-        })
+    let is_lower = |byte: u8| edits::is_token_byte(byte) && !byte.is_ascii_uppercase();
+    !name.is_empty() && name.bytes().all(is_lower)
 }

@@ -28,6 +28,22 @@ pub(crate) fn document() -> Value {
         "headers": [{"name": "x-user", "match": {"regex": "a.*"}, "invert": false}],
         "query_params": [{"name": "q", "match": {"present": true}, "invert": true}],
     });
+    let edits = json!({
+        "set": [{"name": "X-A", "value": "1"}], "add": [{"name": "x-b", "value": ""}],
+        "remove": ["x-c"],
+    });
+    let retry = json!({
+        "attempts": 3, "per_try_timeout_ms": 700, "on": ["5xx", "retriable-4xx"],
+        "statuses": [429], "backoff_ms": 10, "avoid_tried": false,
+    });
+    let fault = json!({
+        "delay": {"fixed_ms": 5000, "parts_per_million": 100_000},
+        "abort": {"status": 503, "grpc_status": 14, "parts_per_million": 1_000_000},
+    });
+    let destination = |cluster: &str| {
+        json!({"cluster": cluster, "weight": 1,
+               "request_headers": null, "response_headers": null})
+    };
     json!({
         "version": 1, "generation": 1, "access_log_disabled": false, "tracing": null, "workload": workload,
         "listeners": [
@@ -37,15 +53,22 @@ pub(crate) fn document() -> Value {
                  {"name": "default/web", "domains": ["shop.example.com", "*.example.com", "*"],
                   "routes": [
                       {"name": "default/web/0", "matches": [condition], "timeout_ms": 1500,
-                       "destinations": [{"cluster": "a", "weight": 90},
-                                        {"cluster": "b", "weight": 10}]},
+                       "destinations": [
+                           {"cluster": "a", "weight": 90,
+                            "request_headers": edits, "response_headers": null},
+                           {"cluster": "b", "weight": 10,
+                            "request_headers": null, "response_headers": edits}],
+                       "retry": retry, "fault": null,
+                       "request_headers": edits, "response_headers": null},
                       {"name": "default/web/1", "matches": [], "timeout_ms": null,
-                       "destinations": [{"cluster": "b", "weight": 1}]}]}],
-             "tls": null, "credential_sha256": null, "tcp_routes": []},
+                       "destinations": [destination("b")],
+                       "retry": null, "fault": fault,
+                       "request_headers": null, "response_headers": edits}]}],
+             "tls": null, "credential_sha256": null, "workload": workload, "tcp_routes": []},
             {"name": "gateway/0.0.0.0:5432", "direction": "gateway", "protocol": "TCP",
              "forward_proxy": false, "virtual_hosts": [],
-             "tls": null, "credential_sha256": null, "tcp_routes": [{"name": "default/db/tcp/0",
-                             "destinations": [{"cluster": "b", "weight": 1}]}]}],
+             "tls": null, "credential_sha256": null, "workload": null,
+             "tcp_routes": [{"name": "default/db/tcp/0", "destinations": [destination("b")]}]}],
         "clusters": [cluster("a", 0), cluster("b", 1)],
     })
 }

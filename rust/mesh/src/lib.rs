@@ -1,4 +1,5 @@
-//! Decisions over an immutable [`Snapshot`]: which route a request takes, which endpoint serves it.
+//! Decisions over an immutable [`Snapshot`]: which route a request takes, which endpoint serves it,
+//! whether it is tried again.
 //!
 //! The snapshot document (JSON, written by `meshfast.policy`) is read, checked and compiled once;
 //! the compiled form travels to the workers as a checksummed blob. What is left for the hot path is
@@ -27,11 +28,14 @@ mod compile;
 mod dial;
 mod document;
 mod domains;
+mod edits;
 mod error;
 #[cfg(test)]
 mod example;
+mod fault;
 mod matching;
 mod random;
+mod retry;
 mod route;
 mod snapshot;
 
@@ -42,9 +46,14 @@ pub use arrival::{
 pub use authority::{Authority, AuthorityError};
 pub use balance::Loads;
 pub use dial::{Dial, Via};
-pub use document::{Balancer, ClientMode, Direction, Protocol, ServerMode, Service, Workload};
+pub use document::{
+    Balancer, ClientMode, Condition, Direction, Protocol, ServerMode, Service, Workload,
+};
+pub use edits::{Field, HeaderEdits};
 pub use error::{BlobError, Error, Problem};
+pub use fault::{Abort, Drawn, Fault};
 pub use matching::{Match, Request};
 pub use random::Random;
+pub use retry::{Decision, InFlight, Outcome, Retry, Try};
 pub use route::{Choice, Destinations, NoRoute, Route, RoutePlace, TcpRoute, WeightedCluster};
 pub use snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};

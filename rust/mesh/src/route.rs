@@ -9,8 +9,11 @@ mod tests;
 
 use std::fmt;
 
+use crate::edits::HeaderEdits;
+use crate::fault::Fault;
 use crate::matching::{Match, Request};
 use crate::random::Random;
+use crate::retry::{self, Retry};
 use crate::snapshot::Snapshot;
 
 /// What was decided for a request or a connection.
@@ -24,6 +27,9 @@ pub struct Choice<'s> {
     pub timeout_ms: u64,
     /// Index of the cluster in the snapshot.
     pub cluster: usize,
+    /// Nothing but the sending is done to the request, and a further try follows no answer that is
+    /// not an error: no fault, no edits, no bound on each try.
+    pub is_plain: bool,
 }
 
 /// Where a route stands among the routes of its listener, by indices.
@@ -35,6 +41,8 @@ pub enum RoutePlace {
         virtual_host: u32,
         /// Index of the route in it.
         route: u32,
+        /// Index of the destination among the route's.
+        destination: u16,
     },
     /// A route for connections.
     Tcp(u32),
@@ -74,9 +82,36 @@ pub struct Route {
     pub timeout_ms: Option<u64>,
     /// Where the requests go.
     pub destinations: Destinations,
+    /// What is done to some of them on purpose; timeouts and retries are off then.
+    pub fault: Option<Fault>,
+    /// Edits of every request.
+    pub request_headers: Option<HeaderEdits>,
+    /// Edits of every response.
+    pub response_headers: Option<HeaderEdits>,
+    /// As the document has it.
+    pub(crate) retry: Option<Retry>,
+    /// No fault, no edits of its own, no bound on each try, no further try after an answer below 400.
+    pub(crate) is_plain: bool,
 }
 
 impl Route {
+    /// Whether and when a request of this route is tried again.
+    #[must_use]
+    pub fn retry(&self) -> &Retry {
+        match &self.retry {
+            _ if self.fault.is_some() => Retry::never(),
+            Some(retry) => retry,
+            None => &retry::DEFAULT,
+        }
+    }
+
+    /// Bound on the whole exchange, tries included; 0 is none.
+    fn timeout_ms(&self) -> u64 {
+        self.timeout_ms
+            .filter(|_| self.fault.is_none())
+            .unwrap_or(0)
+    }
+
     fn takes(&self, request: &dyn Request) -> bool {
         self.matches.is_empty() || self.matches.iter().any(|one| one.matches(request))
     }
@@ -92,12 +127,18 @@ pub struct TcpRoute {
 }
 
 /// A cluster and its part of the traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightedCluster {
     /// Index of the cluster in the snapshot.
     pub cluster: usize,
     /// Share = weight / sum of the weights; 0 = none.
     pub weight: u32,
+    /// Edits of the requests that go there, before the route's (Envoy's order).
+    pub request_headers: Option<HeaderEdits>,
+    /// Edits of the responses that come from there, before the route's.
+    pub response_headers: Option<HeaderEdits>,
+    /// No edits of its own.
+    pub(crate) is_plain: bool,
 }
 
 /// The destinations of a route; their weights have a sum above 0.
@@ -108,13 +149,14 @@ pub struct Destinations {
 }
 
 impl Destinations {
-    /// None when the weights have no sum.
+    /// None when the weights have no sum, or there are more than a place can say.
     pub(crate) fn new(clusters: Vec<WeightedCluster>) -> Option<Self> {
         let sum = clusters
             .iter()
             .map(|destination| u64::from(destination.weight))
             .sum();
-        (sum > 0).then_some(Self { clusters, sum })
+        let has_places = u16::try_from(clusters.len()).is_ok();
+        (sum > 0 && has_places).then_some(Self { clusters, sum })
     }
 
     /// The destinations in the order of the document.
@@ -123,16 +165,16 @@ impl Destinations {
         &self.clusters
     }
 
-    /// The cluster for one request: each with exactly its share of the chances.
+    /// The place of the destination for one request: each with exactly its share of the chances.
     fn choose(&self, random: &mut Random) -> usize {
-        if let [only] = self.clusters.as_slice() {
-            return only.cluster;
+        if self.clusters.len() == 1 {
+            return 0;
         }
         let mut left = random.below(self.sum);
-        for destination in &self.clusters {
+        for (place, destination) in self.clusters.iter().enumerate() {
             match left.checked_sub(u64::from(destination.weight)) {
                 Some(rest) => left = rest,
-                None => return destination.cluster,
+                None => return place,
             }
         }
         unreachable!("a number below the sum of the weights falls on one of them")
@@ -161,14 +203,18 @@ impl Snapshot {
             .enumerate()
             .find(|(_, route)| route.takes(request))
             .ok_or(NoRoute::NoMatch)?;
+        let place = route.destinations.choose(random);
+        let destination = &route.destinations.clusters[place];
         Ok(Choice {
             route: &route.name,
             place: RoutePlace::Http {
                 virtual_host: host as u32,
                 route: index as u32,
+                destination: place as u16,
             },
-            timeout_ms: route.timeout_ms.unwrap_or(0),
-            cluster: route.destinations.choose(random),
+            timeout_ms: route.timeout_ms(),
+            cluster: destination.cluster,
+            is_plain: route.is_plain && destination.is_plain,
         })
     }
 
@@ -187,7 +233,8 @@ impl Snapshot {
             route: &route.name,
             place: RoutePlace::Tcp(0),
             timeout_ms: 0,
-            cluster: route.destinations.choose(random),
+            cluster: route.destinations.clusters[route.destinations.choose(random)].cluster,
+            is_plain: true,
         })
     }
 
@@ -202,8 +249,33 @@ impl Snapshot {
             RoutePlace::Http {
                 virtual_host,
                 route,
+                ..
             } => &listener.virtual_hosts[virtual_host as usize].routes[route as usize].name,
             RoutePlace::Tcp(route) => &listener.tcp_routes[route as usize].name,
         }
+    }
+
+    /// The route for requests at a place that was chosen on this snapshot's listener of that index,
+    /// and the destination in it; None at a place for connections.
+    ///
+    /// # Panics
+    /// When the place is another snapshot's.
+    #[must_use]
+    pub fn http_route(
+        &self,
+        listener: usize,
+        place: RoutePlace,
+    ) -> Option<(&Route, &WeightedCluster)> {
+        let RoutePlace::Http {
+            virtual_host,
+            route,
+            destination,
+        } = place
+        else {
+            return None;
+        };
+        let host = &self.listeners[listener].virtual_hosts[virtual_host as usize];
+        let route = &host.routes[route as usize];
+        Some((route, &route.destinations.clusters[destination as usize]))
     }
 }

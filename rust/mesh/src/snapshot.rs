@@ -15,8 +15,11 @@ use crate::document::{
     self, Balancer, ClientMode, Direction, Document, Protocol, ServerMode, Service, Workload,
 };
 use crate::domains::Domains;
+use crate::edits::{Field, HeaderEdits};
 use crate::error::Error;
+use crate::fault::Fault;
 use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
+use crate::retry::Retry;
 use crate::route::{Destinations, Route, TcpRoute};
 use crate::{blob, compile};
 
@@ -58,6 +61,8 @@ pub struct Listener {
     pub tls: Option<ServerMode>,
     /// SHA-256 of the credential that callers of a forward proxy must show.
     pub credential_sha256: Option<[u8; 32]>,
+    /// Whom it stands for, when that is not the snapshot's workload.
+    pub workload: Option<Workload>,
     /// Indices of `virtual_hosts` by domain.
     pub(crate) domains: Domains,
 }
@@ -211,6 +216,7 @@ impl Snapshot {
             credential_sha256: listener
                 .credential_sha256
                 .map(|digest| hexadecimal(&digest)),
+            workload: listener.workload.clone(),
         }
     }
 
@@ -220,6 +226,10 @@ impl Snapshot {
             matches: route.matches.iter().map(Match::to_document).collect(),
             timeout_ms: route.timeout_ms,
             destinations: self.destination_documents(&route.destinations),
+            retry: route.retry.as_ref().map(Retry::to_document),
+            fault: route.fault.as_ref().map(Fault::to_document),
+            request_headers: edits_document(&route.request_headers),
+            response_headers: edits_document(&route.response_headers),
         }
     }
 
@@ -230,6 +240,8 @@ impl Snapshot {
             .map(|destination| document::Destination {
                 cluster: self.clusters[destination.cluster].name.clone(),
                 weight: destination.weight,
+                request_headers: edits_document(&destination.request_headers),
+                response_headers: edits_document(&destination.response_headers),
             })
             .collect()
     }
@@ -237,6 +249,56 @@ impl Snapshot {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn edits_document(edits: &Option<HeaderEdits>) -> Option<document::HeaderEdits> {
+    edits.as_ref().map(HeaderEdits::to_document)
+}
+
+impl HeaderEdits {
+    fn to_document(&self) -> document::HeaderEdits {
+        let fields = |fields: &[Field]| {
+            let each = fields.iter().map(|field| document::Field {
+                name: field.name.clone(),
+                value: field.value.clone(),
+            });
+            each.collect()
+        };
+        document::HeaderEdits {
+            set: fields(&self.set),
+            add: fields(&self.add),
+            remove: self.remove.clone(),
+        }
+    }
+}
+
+impl Retry {
+    fn to_document(&self) -> document::Retry {
+        document::Retry {
+            attempts: self.attempts,
+            per_try_timeout_ms: self.per_try_timeout_ms,
+            on: self.on.clone(),
+            statuses: self.statuses.iter().map(|it| u32::from(*it)).collect(),
+            backoff_ms: self.backoff_ms,
+            avoid_tried: self.avoid_tried,
+        }
+    }
+}
+
+impl Fault {
+    fn to_document(&self) -> document::Fault {
+        document::Fault {
+            delay: self.delay.map(|delay| document::FaultDelay {
+                fixed_ms: delay.fixed_ms,
+                parts_per_million: delay.share.0,
+            }),
+            abort: self.abort.map(|abort| document::FaultAbort {
+                status: u32::from(abort.status),
+                grpc_status: abort.grpc_status,
+                parts_per_million: abort.share.0,
+            }),
+        }
+    }
 }
 
 impl Match {

@@ -4,7 +4,9 @@
 
 use std::cell::RefCell;
 
-use meshfast_mesh::{Authority, Loads, NoRoute, Random, Request, Snapshot};
+use meshfast_mesh::{
+    Authority, Decision, InFlight, Loads, NoRoute, Outcome, Random, Request, Snapshot, Try,
+};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
@@ -88,9 +90,11 @@ fn document(virtual_hosts: Value, tcp_routes: Value, clusters: Value) -> Value {
            "tracing": {"sampling_parts_per_million": 10_000}, "workload": workload(),
            "listeners": [
                {"name": "http", "direction": "outbound", "protocol": "HTTP",
-                "forward_proxy": true, "virtual_hosts": virtual_hosts, "tls": null, "credential_sha256": null, "tcp_routes": []},
+                "forward_proxy": true, "virtual_hosts": virtual_hosts, "tls": null, "credential_sha256": null, "workload": null,
+                "tcp_routes": []},
                {"name": "tcp", "direction": "inbound", "protocol": "TCP",
-                "forward_proxy": false, "virtual_hosts": [], "tls": null, "credential_sha256": null, "tcp_routes": tcp_routes}],
+                "forward_proxy": false, "virtual_hosts": [], "tls": null, "credential_sha256": null, "workload": null,
+                "tcp_routes": tcp_routes}],
            "clusters": clusters})
 }
 
@@ -322,34 +326,233 @@ fn condition() -> impl Strategy<Value = Value> {
         )
 }
 
+/// The names of conditions for another try.
+const CONDITIONS: [&str; 12] = [
+    "5xx",
+    "cancelled",
+    "connect-failure",
+    "deadline-exceeded",
+    "gateway-error",
+    "internal",
+    "refused-stream",
+    "reset",
+    "reset-before-request",
+    "resource-exhausted",
+    "retriable-4xx",
+    "unavailable",
+];
+
+fn retry() -> impl Strategy<Value = Value> {
+    (
+        0u32..=100,
+        any::<u64>(),
+        prop::sample::subsequence(&CONDITIONS[..], 0..=CONDITIONS.len()),
+        prop::collection::vec(100u32..600, 0..3),
+        1u64..,
+        any::<bool>(),
+    )
+        .prop_map(|(attempts, per_try, on, statuses, backoff, avoid)| {
+            json!({"attempts": attempts, "per_try_timeout_ms": per_try, "on": on,
+                   "statuses": statuses, "backoff_ms": backoff, "avoid_tried": avoid})
+        })
+}
+
+fn fault() -> impl Strategy<Value = Value> {
+    let share = || 0u32..=1_000_000;
+    let delay = (1u64.., share())
+        .prop_map(|(fixed, share)| json!({"fixed_ms": fixed, "parts_per_million": share}));
+    let abort = (200u32..600, prop::option::of(0u32..=16), share()).prop_map(
+        |(status, grpc, share)| {
+            json!({"status": status, "grpc_status": grpc, "parts_per_million": share})
+        },
+    );
+    (prop::option::of(delay), prop::option::of(abort))
+        .prop_map(|(delay, abort)| json!({"delay": delay, "abort": abort}))
+}
+
+/// Null, or edits with at least one.
+fn edits() -> impl Strategy<Value = Value> {
+    let fields = |names: &'static str| {
+        prop::collection::vec((names, "[!-~]{0,6}"), 0..2).prop_map(|fields| -> Value {
+            let field = |(name, value)| json!({"name": name, "value": value});
+            fields.into_iter().map(field).collect()
+        })
+    };
+    let name = "[xX]-[a-z]{1,4}";
+    let edits = (
+        fields(name),
+        fields(name),
+        prop::collection::vec(name, 1..3),
+    )
+        .prop_map(|(set, add, remove)| json!({"set": set, "add": add, "remove": remove}));
+    prop::option::of(edits).prop_map(Value::from)
+}
+
 /// Documents that are right: two clusters, any routes to them.
 fn documents() -> impl Strategy<Value = Value> {
-    let destinations = || {
-        (0u32..5, 1u32..5).prop_map(|(one, other)| {
-        json!([{"cluster": "one", "weight": one}, {"cluster": "two", "weight": other}])
-    })
+    let destination = |cluster: &str, weight: u32, request: Value, response: Value| {
+        json!({"cluster": cluster, "weight": weight,
+               "request_headers": request, "response_headers": response})
     };
+    let destinations = move || {
+        (0u32..5, 1u32..5, edits(), edits()).prop_map(move |(one, other, request, response)| {
+            json!([
+                destination("one", one, request, json!(null)),
+                destination("two", other, json!(null), response)
+            ])
+        })
+    };
+    let tcp_destinations = (0u32..5, 1u32..5).prop_map(move |(one, other)| {
+        json!([
+            destination("one", one, json!(null), json!(null)),
+            destination("two", other, json!(null), json!(null))
+        ])
+    });
     let route = (
         ".{0,8}",
         prop::collection::vec(condition(), 0..3),
         prop::option::of(any::<u64>()),
         destinations(),
+        prop::option::of(retry()),
+        prop::option::of(fault()),
+        (edits(), edits()),
     )
-        .prop_map(|(name, matches, timeout_ms, destinations)| {
-            json!({"name": name, "matches": matches, "timeout_ms": timeout_ms,
-                   "destinations": destinations})
-        });
+        .prop_map(
+            |(name, matches, timeout_ms, destinations, retry, fault, (request, response))| {
+                json!({"name": name, "matches": matches, "timeout_ms": timeout_ms,
+                   "destinations": destinations, "retry": retry, "fault": fault,
+                   "request_headers": request, "response_headers": response})
+            },
+        );
     let routes = prop::collection::vec(route, 0..4);
-    (routes, destinations(), weights(1), weights(1)).prop_map(|(routes, destinations, one, two)| {
-        document(
-            json!([{"name": "h", "domains": ["a.b", "*.b", "c.*", "*"], "routes": routes}]),
-            json!([{"name": "t", "destinations": destinations}]),
-            json!([
-                cluster("one", "LEAST_REQUEST", &one, 0),
-                cluster("two", "ROUND_ROBIN", &two, 100)
-            ]),
-        )
-    })
+    (routes, tcp_destinations, weights(1), weights(1)).prop_map(
+        |(routes, destinations, one, two)| {
+            document(
+                json!([{"name": "h", "domains": ["a.b", "*.b", "c.*", "*"], "routes": routes}]),
+                json!([{"name": "t", "destinations": destinations}]),
+                json!([
+                    cluster("one", "LEAST_REQUEST", &one, 0),
+                    cluster("two", "ROUND_ROBIN", &two, 100)
+                ]),
+            )
+        },
+    )
+}
+
+/// A route with this handling, alone in its snapshot.
+fn handled(handling: &Value) -> Snapshot {
+    let mut route = handling.clone();
+    route["name"] = json!("r");
+    route["destinations"] = json!([{"cluster": "c", "weight": 1}]);
+    let host = json!([{"name": "h", "domains": ["*"], "routes": [route]}]);
+    snapshot(&document(
+        host,
+        json!([]),
+        json!([cluster("c", "RANDOM", &[], 0)]),
+    ))
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        Just(Outcome::ConnectFailed),
+        Just(Outcome::Refused),
+        Just(Outcome::TryTimeout),
+        any::<(bool, bool)>().prop_map(|(is_sent, is_stale)| Outcome::Reset { is_sent, is_stale }),
+        (100u16..600, prop::option::of(0u32..=16)).prop_map(|(status, grpc_status)| {
+            Outcome::Status {
+                status,
+                grpc_status,
+            }
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(exploring(512))]
+
+    /// Whatever the policy says: what may have been read is never sent twice unless that is the same,
+    /// and never a body that is gone; the number of tries and every wait stay within their bounds.
+    #[test]
+    fn a_request_is_tried_again_only_when_that_is_harmless(
+        mut policy in retry(),
+        backoff_ms in 1u64..1_000,
+        outcome in outcome(),
+        number in 1u32..110,
+        (is_idempotent, is_replayable) in any::<(bool, bool)>(),
+        (active, retrying) in (0u32..50, 0u32..12),
+        seed: u64,
+    ) {
+        policy["backoff_ms"] = json!(backoff_ms);
+        let attempts = policy["attempts"].as_u64().unwrap();
+        let snapshot = handled(&json!({"retry": policy}));
+        let request = Get { authority: b"a", path: b"/" };
+        let mut random = Random::new(seed);
+        let place = snapshot.route(0, &request, &mut random).unwrap().place;
+        let (route, _) = snapshot.http_route(0, place).unwrap();
+        let one = Try { outcome, number, is_idempotent, is_replayable };
+        let in_flight = || InFlight { active, retrying };
+        if let Decision::Again { after_ms } = route.retry().decide(one, in_flight, &mut random) {
+            let is_unseen = matches!(
+                outcome,
+                Outcome::ConnectFailed | Outcome::Refused | Outcome::Reset { is_sent: false, .. }
+            );
+            prop_assert!(is_replayable && (is_idempotent || is_unseen));
+            prop_assert!(u64::from(number) <= attempts);
+            let is_stale = matches!(outcome, Outcome::Reset { is_stale: true, .. });
+            prop_assert!(is_stale || retrying < 3.max(active / 5));
+            let doubled = 2u64.pow(number.min(20)) - 1;
+            prop_assert!(is_stale || after_ms < backoff_ms * doubled.min(10));
+            prop_assert!(!is_stale || after_ms == 0);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(repeatable(64))]
+
+    #[test]
+    fn faults_fall_on_their_share(delay in 0u32..=1_000_000, abort in 0u32..=1_000_000, seed: u64) {
+        const DRAWS: u32 = 20_000;
+        let snapshot = handled(&json!({"fault": {
+            "delay": {"fixed_ms": 7, "parts_per_million": delay},
+            "abort": {"status": 503, "parts_per_million": abort}}}));
+        let mut random = Random::new(seed);
+        let request = Get { authority: b"a", path: b"/" };
+        let place = snapshot.route(0, &request, &mut random).unwrap().place;
+        let fault = snapshot.http_route(0, place).unwrap().0.fault.clone().unwrap();
+        let (mut delayed, mut aborted) = (0, 0);
+        for _ in 0..DRAWS {
+            let drawn = fault.draw(&mut random);
+            delayed += u32::from(drawn.delay_ms == 7);
+            aborted += u32::from(drawn.abort.is_some());
+        }
+        prop_assert!(is_plausible(delayed, DRAWS, f64::from(delay) / 1e6));
+        prop_assert!(is_plausible(aborted, DRAWS, f64::from(abort) / 1e6));
+    }
+
+    /// Each wait below the window is as likely as any other.
+    #[test]
+    fn waits_are_spread_over_their_whole_window(number in 1u32..6, seed: u64) {
+        const DRAWS: u32 = 10_000;
+        let snapshot = handled(&json!({"retry": {"attempts": 9, "on": ["reset"],
+            "backoff_ms": 25, "avoid_tried": true}}));
+        let mut random = Random::new(seed);
+        let request = Get { authority: b"a", path: b"/" };
+        let place = snapshot.route(0, &request, &mut random).unwrap().place;
+        let (route, _) = snapshot.http_route(0, place).unwrap();
+        let one = Try { outcome: Outcome::ConnectFailed, number, is_idempotent: true,
+                        is_replayable: true };
+        let window = [25, 75, 175, 250, 250][number as usize - 1];
+        let mut lower_half = 0;
+        for _ in 0..DRAWS {
+            let decision =
+                route.retry().decide(one, || InFlight { active: 1, retrying: 0 }, &mut random);
+            let Decision::Again { after_ms } = decision else { panic!("{decision:?}") };
+            prop_assert!(after_ms < window);
+            lower_half += u32::from(after_ms < 25);
+        }
+        prop_assert!(is_plausible(lower_half, DRAWS, 25.0 / window as f64));
+    }
 }
 
 /// FNV-1a with 64 bits over the header before the checksum and the payload.
@@ -409,6 +612,8 @@ proptest! {
             let request = Get { authority: &authority, path: &path };
             if let Ok(choice) = forged.route(0, &request, &mut random) {
                 prop_assert!(choice.cluster < forged.clusters.len());
+                let (_, destination) = forged.http_route(0, choice.place).unwrap();
+                prop_assert_eq!(destination.cluster, choice.cluster);
             }
             let again = Snapshot::from_document(&forged.to_document());
             prop_assert!(again.is_ok(), "{again:?}");

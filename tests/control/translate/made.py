@@ -47,10 +47,34 @@ spec: {{hosts: [{hosts}], http: {http}}}
 """
 
 
-def to(host: str, port: int = 0, weight: int = 0) -> str:
+def to(host: str, port: int = 0, weight: int = 0, subset: str = "") -> str:
     selector = f", port: {{number: {port}}}" if port else ""
+    selector += f", subset: {subset}" if subset else ""
     share = f", weight: {weight}" if weight else ""
     return f"{{destination: {{host: {host}{selector}}}{share}}}"
+
+
+def versions(*subsets: str, host: str = "payment", name: str = "versions", rest: str = "") -> str:
+    """A DestinationRule with a subset for each version."""
+    listed = ", ".join(f"{{name: {one}, labels: {{version: {one}}}}}" for one in subsets)
+    return f"""
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}}}
+spec: {{host: {host}, subsets: [{listed}]{rest}}}
+"""
+
+
+def endpoint(name: str, *, address: str = "10.8.0.1", app: str = "api", version: str = "v1") -> str:
+    """A WorkloadEntry."""
+    return f"""
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: {name}}}
+spec: {{address: {address}, labels: {{app: {app}, version: {version}}}}}
+"""
 
 
 def entry(

@@ -1,18 +1,32 @@
 """What is refused before it is stored, with its place; what is only warned of."""
 
+from dataclasses import replace
+
 import pytest
 
 from meshfast import _core
 from meshfast.control.translate import check, mesh_services
 from meshfast.discovery import Port
-from meshfast.errors import ConfigError
-from tests.control.translate.made import entry, resources, rule, to, workload
+from meshfast.errors import ConfigError, Problem
+from meshfast.resources import Loaded
+from tests.control.translate.made import endpoint, entry, resources, rule, to, versions, workload
 
-SERVICES = mesh_services([workload(at=1), workload("multi", Port(1, "a"), Port(2, "b"), at=2)])
+V1 = {"version": "v1"}
+SERVICES = mesh_services(
+    [workload(at=1, labels=V1), workload("multi", Port(1, "a"), Port(2, "b"), at=2)]
+)
 
 
 def warnings(text: str, stored: str = "") -> list[str]:
-    loaded = resources(stored, "stored") if stored else []
+    loaded = [
+        Loaded(item.resource, replace(item.origin, file=f"{item.resource.kind} default/{name}"))
+        for item in (resources(stored) if stored else [])
+        for name in [item.resource.metadata.name]
+    ]
+    replaced = {(item.resource.kind, item.resource.metadata.name) for item in resources(text)}
+    loaded = [
+        item for item in loaded if (item.resource.kind, item.resource.metadata.name) not in replaced
+    ]
     found = check(resources(text), loaded, SERVICES, _core.Snapshot.build)
     return [str(one) for one in found]
 
@@ -57,6 +71,38 @@ def test_sound_resources_pass_without_a_word() -> None:
             "routed twice",
         ),
         (
+            rule(f"[{{route: [{to('payment', subset='v1')}]}}]"),
+            "",
+            "no DestinationRule has the host 'payment.default', so it has no subsets",
+        ),
+        (
+            rule(f"[{{route: [{to('payment', subset='v1')}]}}]"),
+            versions("v2", "v3"),
+            "the DestinationRule of payment.default has no subset 'v1' (subsets: v2, v3)",
+        ),
+        (
+            versions("v2"),
+            versions("v1") + rule(f"[{{route: [{to('payment', subset='v1')}]}}]"),
+            "VirtualService default/rule sends to the subset 'v1' of payment.default",
+        ),
+        (
+            versions("v1", host="multi"),
+            versions("v1") + rule(f"[{{route: [{to('payment', subset='v1')}]}}]"),
+            "VirtualService default/rule sends to the subset 'v1' of payment.default",
+        ),
+        (versions("v1", "v1"), "", "the subset 'v1' occurs twice"),
+        (versions(host="payment.default.svc"), versions(name="other"), "has two DestinationRules"),
+        (
+            endpoint("one", address="one.example.com"),
+            entry(rest="resolution: STATIC, workloadSelector: {labels: {app: api}}"),
+            "spec.address: ServiceEntry default/api selects it, and needs an IP address",
+        ),
+        (
+            entry(rest="resolution: STATIC, workloadSelector: {labels: {app: api}}"),
+            endpoint("one", address="one.example.com"),
+            "spec.workloadSelector: selects WorkloadEntry default/one, which has no IP address",
+        ),
+        (
             rule(f"[{{route: [{to('payment')}]}}]").replace("{hosts:", "{gateways: [edge], hosts:"),
             "",
             "does not serve the Gateway 'edge'",
@@ -93,3 +139,76 @@ def test_what_may_become_right_is_a_warning() -> None:
     assert "did you mean 'payment.default'?" in unknown
     [port] = warnings(rule(f"[{{route: [{to('multi', 3)}]}}]", hosts="a.example.com"))
     assert "no workload of multi.default serves port 3 now, only 1, 2" in port
+
+
+def test_a_subset_that_nobody_is_in_is_a_warning_where_it_is_named() -> None:
+    stored = versions("v1", "v9")
+    text = rule(f"[{{route: [{to('payment', 0, 9, 'v1')}, {to('payment', 0, 1, 'v9')}]}}]")
+    [found] = warnings(text, stored)
+    assert "spec.http[0].route[1].destination.subset: no endpoint of payment.default is in" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "stored", "expected"),
+    [
+        (versions("v1", "v2"), "", ["spec.subsets[1].labels: no endpoint of payment has the la"]),
+        (versions("v1"), "", []),
+        (
+            versions("v1", host="paymnt"),
+            "",
+            ["spec.host: nobody serves paymnt.default now (did you mean 'payment.default'?)"],
+        ),
+        (
+            versions("v1", "v2", host="api.example.com"),
+            entry(rest="resolution: STATIC, workloadSelector: {labels: {app: api}}")
+            + endpoint("one"),
+            ["spec.subsets[1].labels: no endpoint of api.example.com has the labels version=v2"],
+        ),
+        (endpoint("one"), "", ["metadata.name: no ServiceEntry of its namespace selects it"]),
+        (
+            entry(rest="resolution: STATIC, workloadSelector: {labels: {app: api}}"),
+            endpoint("one", app="other"),
+            ["spec.workloadSelector: selects no WorkloadEntry of its namespace"],
+        ),
+        (
+            rule(f"[{{fault: {{delay: {{fixedDelay: 1s}}}}, route: [{to('payment')}]}}]"),
+            "",
+            ["spec.http[0].fault.delay: no request is delayed"],
+        ),
+    ],
+)
+def test_what_is_new_and_has_no_effect_is_a_warning(
+    text: str, stored: str, expected: list[str]
+) -> None:
+    found = [one.split(": ", 1)[1] for one in warnings(text, stored)]
+    assert len(found) == len(expected)
+    for one, start in zip(found, expected, strict=True):
+        assert one.startswith(start)
+
+
+def test_a_rule_and_the_subset_that_it_no_longer_names_may_change_together() -> None:
+    stored = versions("v1") + rule(f"[{{route: [{to('payment', subset='v1')}]}}]")
+    text = versions("v2") + rule(f"[{{route: [{to('payment', subset='v2')}]}}]")
+    assert all("no endpoint of" in one for one in warnings(text, stored))
+
+
+def test_what_could_not_be_read_is_said_beside_what_is_wrong_between_the_rest() -> None:
+    text = rule(
+        f"[{{match: [{{uri: {{regex: '('}}}}], route: [{to('payment', subset='v1')}]}},"
+        f" {{route: [{to('payment')}, {to('multi')}]}}]"
+    )
+    with pytest.raises(ConfigError) as refused:
+        check(
+            resources(text),
+            [],
+            SERVICES,
+            _core.Snapshot.build,
+            refused=[Problem("unreadable", "mesh.yaml", 1, 1)],
+            unread=frozenset({"DestinationRule"}),
+        )
+    found = [one.message for one in refused.value.problems]
+    assert found == [
+        "unreadable",
+        "not a regular expression: unclosed group",
+        "the weights add up to 0; they must add up to 1 to 4294967295",
+    ]

@@ -1,6 +1,7 @@
 """What a sidecar is sent: every service by all its names, with rules, the same bytes every time."""
 
 import json
+from typing import Any
 
 import pytest
 from msgspec import UNSET
@@ -14,12 +15,14 @@ from meshfast.policy.document import encode_document
 from meshfast.policy.sidecar import Sidecar, compose
 from tests.control.translate.made import (
     clusters,
+    endpoint,
     entry,
     resources,
     routes,
     rule,
     to,
     translated,
+    versions,
     workload,
 )
 
@@ -147,6 +150,100 @@ def test_a_condition_on_the_authority_is_taken_as_written() -> None:
     view = translated(text, workload("payment", Port(8080, "http"), Port(9090, "admin")))
     found = {one["matches"][0]["authority"]["exact"] for one in routes(view, "payment")}
     assert found == {"payment:9090"}
+
+
+def canary(v1: int = 90, v2: int = 10) -> str:
+    return versions("v1", "v2") + rule(
+        f"[{{route: [{to('payment', 0, v1, 'v1')}, {to('payment', 0, v2, 'v2')}]}}]"
+    )
+
+
+def addresses(view: dict[str, Any], cluster: str) -> list[str]:
+    return [one["address"].partition(":")[0] for one in view["endpoint"][cluster]]
+
+
+def test_a_subset_that_a_rule_names_is_a_cluster_of_the_workloads_with_its_labels() -> None:
+    workloads = [
+        workload(at=1, labels={"version": "v1"}),
+        workload("payment", Port(8081), at=2, labels={"version": "v2", "zone": "a"}),
+        workload(at=3),
+    ]
+    view = translated(canary(), *workloads)
+    [route] = routes(view, "payment")
+    assert [(one["cluster"], one["weight"]) for one in route["destinations"]] == [
+        ("outbound|8080|v1|payment.default", 90),
+        ("outbound|8080|v2|payment.default", 10),
+    ]
+    assert addresses(view, "outbound|8080|v1|payment.default") == ["10.0.0.1"]
+    assert addresses(view, "outbound|8080|v2|payment.default") == ["10.0.0.2"]
+    assert addresses(view, PAYMENT) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    cluster = view["cluster"]["outbound|8080|v2|payment.default"]
+    assert (cluster["subset"], cluster["tls"]) == ("v2", {"mode": "ISTIO_MUTUAL"})
+
+
+def test_a_subset_that_no_rule_names_takes_no_slots() -> None:
+    view = translated(versions("v1", "v2"), workload(at=1, labels={"version": "v1"}))
+    assert list(view["cluster"]) == [PAYMENT]
+
+
+def test_the_label_app_is_the_service_unless_a_workload_says_otherwise() -> None:
+    text = canary().replace("{version: v1}", "{app: payment}").replace("version: v2", "app: other")
+    view = translated(text, workload(at=1), workload(at=2, labels={"app": "other"}))
+    assert addresses(view, "outbound|8080|v1|payment.default") == ["10.0.0.1"]
+    assert addresses(view, "outbound|8080|v2|payment.default") == ["10.0.0.2"]
+
+
+def test_a_rule_of_the_destination_chooses_how_endpoints_are_chosen() -> None:
+    policy = "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}"
+    text = canary().replace("]}\n", f"], {policy}}}\n", 1)
+    text = text.replace(
+        "{version: v2}", f"{{version: v2}}, {policy.replace('ROUND_ROBIN', 'RANDOM')}"
+    )
+    view = translated(text, workload(at=1))
+    assert {name: one["balancer"] for name, one in view["cluster"].items()} == {
+        PAYMENT: "ROUND_ROBIN",
+        "outbound|8080|v1|payment.default": "ROUND_ROBIN",
+        "outbound|8080|v2|payment.default": "RANDOM",
+    }
+
+
+def test_subsets_of_what_nobody_serves_have_clusters_without_endpoints() -> None:
+    view = translated(canary())
+    assert sorted(view["cluster"]) == [
+        "outbound|80|v1|payment.default",
+        "outbound|80|v2|payment.default",
+        "outbound|80||payment.default",
+    ]
+    assert all(endpoints == [] for endpoints in view["endpoint"].values())
+
+
+def test_workload_entries_are_endpoints_of_the_service_entry_that_selects_them() -> None:
+    text = (
+        entry(rest="resolution: STATIC, workloadSelector: {labels: {app: api}}")
+        + endpoint("one", address="10.8.0.1")
+        + endpoint("two", address="10.8.0.2", version="v2")
+        + endpoint("three", address="10.8.0.3", app="other")
+        + versions("v2", host="api.example.com")
+        + rule(f"[{{route: [{to('api.example.com', subset='v2')}]}}]", hosts="api.example.com")
+    )
+    view = translated(text)
+    assert addresses(view, "outbound|80||api.example.com") == ["10.8.0.1", "10.8.0.2"]
+    assert addresses(view, "outbound|80|v2|api.example.com") == ["10.8.0.2"]
+    assert "tls" not in view["cluster"]["outbound|80|v2|api.example.com"]
+
+
+def test_retries_faults_and_headers_go_with_the_routes_of_every_port() -> None:
+    text = rule(
+        "[{retries: {attempts: 1, retryOn: reset}, headers: {request: {set: {x-a: b}}}, "
+        f"route: [{to('payment')}]}}]"
+    )
+    found = routes(
+        translated(text, workload("payment", Port(1, "a"), Port(2, "b"), at=1)), "payment"
+    )
+    assert len(found) == 2
+    for route in found:
+        assert route["retry"]["on"] == ["reset"]
+        assert route["request_headers"]["set"] == [{"name": "x-a", "value": "b"}]
 
 
 def test_rules_for_gateways_are_none_of_a_sidecar_s() -> None:

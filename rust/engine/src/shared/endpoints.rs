@@ -28,6 +28,7 @@ enum Word {
     Active,
     Requests,
     ConnectFailures,
+    Retrying,
 }
 
 /// One worker's lines, for writing, and the sums over all, for choosing.
@@ -61,10 +62,30 @@ impl EndpointLines {
         self.change(endpoint, Word::ConnectFailures, |failures| failures + 1);
     }
 
+    /// A request that this endpoint failed is tried again, here or elsewhere.
+    pub(crate) fn retry_started(&self, endpoint: u32) {
+        self.change(endpoint, Word::Retrying, |retrying| retrying + 1);
+    }
+
+    pub(crate) fn retry_finished(&self, endpoint: u32) {
+        self.change(endpoint, Word::Retrying, |retrying| {
+            retrying.saturating_sub(1)
+        });
+    }
+
     /// Active requests of an endpoint over all workers.
     pub(crate) fn active(&self, endpoint: u32) -> u32 {
+        self.sum(endpoint, Word::Active)
+    }
+
+    /// Requests over all workers that this endpoint failed last and that are tried again.
+    pub(crate) fn retrying(&self, endpoint: u32) -> u32 {
+        self.sum(endpoint, Word::Retrying)
+    }
+
+    fn sum(&self, endpoint: u32, which: Word) -> u32 {
         let sum: u64 = (0..self.memory.layout.worker_slots)
-            .map(|slot| word(&self.memory, endpoint, slot, Word::Active).load(Relaxed))
+            .map(|slot| word(&self.memory, endpoint, slot, which).load(Relaxed))
             .sum();
         u32::try_from(sum).unwrap_or(u32::MAX)
     }
@@ -92,10 +113,12 @@ pub(super) fn read_all(memory: &SharedMemory) -> Vec<EndpointTotals> {
         .collect()
 }
 
-/// Takes the active requests of a worker that is gone out of the sums.
+/// Takes the requests of a worker that is gone out of the sums.
 pub(super) fn clear(memory: &SharedMemory, slot: u32) {
     for endpoint in 0..used(memory).load(Relaxed) {
-        word(memory, endpoint, slot, Word::Active).store(0, Relaxed);
+        for which in [Word::Active, Word::Retrying] {
+            word(memory, endpoint, slot, which).store(0, Relaxed);
+        }
     }
 }
 

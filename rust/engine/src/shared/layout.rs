@@ -3,7 +3,8 @@
 //! ```text
 //! header      4 KiB   magic u64 · layout u32 · worker slots u32
 //! workers     256 B   per worker slot: gauges and counters of the process
-//! endpoints   64 B    per endpoint slot and worker slot: active, requests, connect failures
+//! endpoints   64 B    per endpoint slot and worker slot: active, requests, connect failures,
+//!                         retrying
 //! series      per worker slot: index (16 B an entry) · label arena · value blocks (512 B each)
 //! rings       per worker slot, of access-log lines and of spans: head u64 · tail u64 · bytes
 //! ```

@@ -133,6 +133,8 @@ pub(crate) struct Listener {
     pub(crate) tcp_routes: Vec<TcpRoute>,
     pub(crate) tls: Option<ListenerTls>,
     pub(crate) credential_sha256: Option<String>,
+    /// Whom it stands for; None is the snapshot's workload.
+    pub(crate) workload: Option<Workload>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +161,98 @@ pub(crate) struct Route {
     pub(crate) matches: Vec<Match>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) destinations: Vec<Destination>,
+    /// None is the mesh's default, which is not "never".
+    pub(crate) retry: Option<Retry>,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) request_headers: Option<HeaderEdits>,
+    pub(crate) response_headers: Option<HeaderEdits>,
+}
+
+/// Tries after the first; see `retry.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retry {
+    pub(crate) attempts: u32,
+    pub(crate) per_try_timeout_ms: u64,
+    pub(crate) on: Vec<Condition>,
+    pub(crate) statuses: Vec<u32>,
+    pub(crate) backoff_ms: u64,
+    pub(crate) avoid_tried: bool,
+}
+
+/// What a further try follows (Envoy's `x-envoy-retry-on` and `x-envoy-retry-grpc-on`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Condition {
+    /// gRPC status 1 in the response head.
+    #[serde(rename = "cancelled")]
+    Cancelled,
+    /// No connection was made.
+    #[serde(rename = "connect-failure")]
+    ConnectFailure,
+    /// gRPC status 4 in the response head.
+    #[serde(rename = "deadline-exceeded")]
+    DeadlineExceeded,
+    /// Any status from 500, or no answer at all.
+    #[serde(rename = "5xx")]
+    FiveHundreds,
+    /// 502, 503, 504, or no answer at all.
+    #[serde(rename = "gateway-error")]
+    GatewayError,
+    /// gRPC status 13 in the response head.
+    #[serde(rename = "internal")]
+    Internal,
+    /// The peer's proxy refused the stream.
+    #[serde(rename = "refused-stream")]
+    RefusedStream,
+    /// No answer at all.
+    #[serde(rename = "reset")]
+    Reset,
+    /// No answer at all, and nothing of the request was sent.
+    #[serde(rename = "reset-before-request")]
+    ResetBeforeRequest,
+    /// gRPC status 8 in the response head.
+    #[serde(rename = "resource-exhausted")]
+    ResourceExhausted,
+    /// 409.
+    #[serde(rename = "retriable-4xx")]
+    RetriableFourHundreds,
+    /// gRPC status 14 in the response head.
+    #[serde(rename = "unavailable")]
+    Unavailable,
+}
+
+/// What is done to some requests on purpose; see `fault.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fault {
+    pub(crate) delay: Option<FaultDelay>,
+    pub(crate) abort: Option<FaultAbort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FaultDelay {
+    pub(crate) fixed_ms: u64,
+    pub(crate) parts_per_million: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FaultAbort {
+    pub(crate) status: u32,
+    pub(crate) grpc_status: Option<u32>,
+    pub(crate) parts_per_million: u32,
+}
+
+/// Changes to the fields of a head; see `edits.rs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeaderEdits {
+    pub(crate) set: Vec<Field>,
+    pub(crate) add: Vec<Field>,
+    pub(crate) remove: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Field {
+    pub(crate) name: String,
+    pub(crate) value: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +265,9 @@ pub(crate) struct TcpRoute {
 pub(crate) struct Destination {
     pub(crate) cluster: String,
     pub(crate) weight: u32,
+    /// Only of routes for requests.
+    pub(crate) request_headers: Option<HeaderEdits>,
+    pub(crate) response_headers: Option<HeaderEdits>,
 }
 
 /// Conditions that must all hold; None asks nothing of that part.

@@ -6,9 +6,10 @@
 
 use super::node::Node;
 use super::{
-    Balancer, ClientMode, Cluster, ClusterTls, Destination, Direction, Document, Endpoint,
-    Listener, ListenerTls, Match, NamedMatch, Protocol, Route, ServerMode, Service, StringMatch,
-    TcpRoute, Tracing, VirtualHost, Workload,
+    Balancer, ClientMode, Cluster, ClusterTls, Condition, Destination, Direction, Document,
+    Endpoint, Fault, FaultAbort, FaultDelay, Field, HeaderEdits, Listener, ListenerTls, Match,
+    NamedMatch, Protocol, Retry, Route, ServerMode, Service, StringMatch, TcpRoute, Tracing,
+    VirtualHost, Workload,
 };
 use crate::error::Problems;
 
@@ -216,6 +217,12 @@ read_names!(Direction: "gateway" => Gateway, "inbound" => Inbound, "outbound" =>
 read_names!(Protocol: "HTTP" => Http, "TCP" => Tcp);
 read_names!(ServerMode: "STRICT" => Strict);
 read_names!(ClientMode: "ISTIO_MUTUAL" => IstioMutual);
+read_names!(Condition:
+    "5xx" => FiveHundreds, "cancelled" => Cancelled, "connect-failure" => ConnectFailure,
+    "deadline-exceeded" => DeadlineExceeded, "gateway-error" => GatewayError,
+    "internal" => Internal, "refused-stream" => RefusedStream, "reset" => Reset,
+    "reset-before-request" => ResetBeforeRequest, "resource-exhausted" => ResourceExhausted,
+    "retriable-4xx" => RetriableFourHundreds, "unavailable" => Unavailable);
 
 read_members!(Document:
     version, generation, workload, listeners, clusters; access_log_disabled, tracing);
@@ -223,13 +230,21 @@ read_members!(Tracing: sampling_parts_per_million;);
 read_members!(Workload: name, namespace, app, revision; principal);
 read_members!(Service: host, name, namespace;);
 read_members!(Listener:
-    name, direction, protocol; forward_proxy, virtual_hosts, tcp_routes, tls, credential_sha256);
+    name, direction, protocol;
+    forward_proxy, virtual_hosts, tcp_routes, tls, credential_sha256, workload);
 read_members!(ListenerTls: mode;);
 read_members!(ClusterTls: mode;);
 read_members!(VirtualHost: name, domains, routes;);
-read_members!(Route: name, destinations; matches, timeout_ms);
+read_members!(Route: name, destinations;
+    matches, timeout_ms, retry, fault, request_headers, response_headers);
+read_members!(Retry: attempts, on, backoff_ms, avoid_tried; per_try_timeout_ms, statuses);
+read_members!(Fault: ; delay, abort);
+read_members!(FaultDelay: fixed_ms, parts_per_million;);
+read_members!(FaultAbort: status, parts_per_million; grpc_status);
+read_members!(HeaderEdits: ; set, add, remove);
+read_members!(Field: name, value;);
 read_members!(TcpRoute: name, destinations;);
-read_members!(Destination: cluster, weight;);
+read_members!(Destination: cluster, weight; request_headers, response_headers);
 read_members!(Match: ;
     uri, ignore_uri_case, method, scheme, authority, headers, query_params);
 read_members!(NamedMatch: name, r#match; invert);

@@ -56,6 +56,19 @@ fn fills_in_the_defaults_of_the_contract() {
             "invert",
         ),
         ("/clusters/0/endpoints/0/workload", "principal"),
+        ("/listeners/1", "workload"),
+        ("/listeners/0/virtual_hosts/0/routes/0", "fault"),
+        ("/listeners/0/virtual_hosts/0/routes/0", "response_headers"),
+        ("/listeners/0/virtual_hosts/0/routes/1", "retry"),
+        ("/listeners/0/virtual_hosts/0/routes/1", "request_headers"),
+        (
+            "/listeners/0/virtual_hosts/0/routes/1/destinations/0",
+            "request_headers",
+        ),
+        (
+            "/listeners/0/virtual_hosts/0/routes/1/destinations/0",
+            "response_headers",
+        ),
     ] {
         short
             .pointer_mut(path)
@@ -85,6 +98,10 @@ fn reports_every_problem_with_its_path() {
     route["matches"][0]["headers"][0]["match"] = json!({"exact": "a", "prefix": "b"});
     route["matches"][0]["uri"] = json!({"suffix": "/x"});
     route["timeout_ms"] = json!(1.5);
+    route["retry"]["on"] = json!(["5xx", "504"]);
+    route["retry"]["pertry_timeout_ms"] = json!(1);
+    route["fault"] = json!({"abort": {"status": 503}, "delays": null});
+    route["request_headers"] = json!({"set": [{"name": "a"}], "delete": []});
     let at = "listeners[0].virtual_hosts[0].routes[0]";
     assert_eq!(
         problems(&document),
@@ -99,6 +116,16 @@ fn reports_every_problem_with_its_path() {
                  expected exactly one of exact, prefix, present, regex"
             ),
             format!("{at}.timeout_ms: expected a whole number, found a number outside 0..2^64"),
+            format!(
+                "{at}.retry.on[1]: \"504\" is not one of 5xx, cancelled, connect-failure, \
+                 deadline-exceeded, gateway-error, internal, refused-stream, reset, \
+                 reset-before-request, resource-exhausted, retriable-4xx, unavailable"
+            ),
+            format!("{at}.retry.pertry_timeout_ms: unknown member"),
+            format!("{at}.fault.abort.parts_per_million: missing"),
+            format!("{at}.fault.delays: unknown member"),
+            format!("{at}.request_headers.set[0].value: missing"),
+            format!("{at}.request_headers.delete: unknown member"),
             "listeners[1].tcp_routes[0].destinations[0].weight: \
              expected a whole number, found a string"
                 .to_owned(),

@@ -61,10 +61,12 @@ fn stays_in_the_virtual_host_of_the_domain() {
             route: "api",
             place: RoutePlace::Http {
                 virtual_host: 1,
-                route: 0
+                route: 0,
+                destination: 0,
             },
             timeout_ms: 0,
-            cluster: 1
+            cluster: 1,
+            is_plain: true,
         })
     );
     let missed = snapshot.route(0, &Get::new("shop.example.com", "/"), &mut random);
@@ -117,7 +119,8 @@ fn connections_take_the_first_tcp_route() {
             route: "default/db/tcp/0",
             place: RoutePlace::Tcp(0),
             timeout_ms: 0,
-            cluster: 1
+            cluster: 1,
+            is_plain: true,
         })
     );
 }

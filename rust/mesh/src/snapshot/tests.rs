@@ -124,6 +124,68 @@ fn reports_every_contradiction_with_its_path() {
 }
 
 #[test]
+fn reports_every_problem_of_tries_faults_and_edits_with_its_path() {
+    let mut document = example::document();
+    let route = &mut document["listeners"][0]["virtual_hosts"][0]["routes"][0];
+    route["retry"] = json!({"attempts": 101, "on": ["5xx", "reset", "5xx"],
+        "statuses": [503, 99, 600, 65536], "backoff_ms": 0, "avoid_tried": true});
+    route["fault"] = json!({"delay": {"fixed_ms": 0, "parts_per_million": 1_000_001},
+        "abort": {"status": 199, "grpc_status": 17, "parts_per_million": 1_000_001}});
+    route["request_headers"] = json!({
+        "set": [{"name": "x-a", "value": "1"}, {"name": "X-A", "value": " 2"}],
+        "add": [{"name": "Host", "value": "a\r\nb: c"}, {"name": "x-ok", "value": "1"}],
+        "remove": ["x-ok", "content-length", ":path"]});
+    route["destinations"][1]["response_headers"] =
+        json!({"set": [], "add": [{"name": "x meshfast", "value": ""}], "remove": []});
+    let tcp = &mut document["listeners"][1]["tcp_routes"][0]["destinations"][0];
+    tcp["request_headers"] = json!({"set": [], "add": [], "remove": ["x-a"]});
+    let at = "listeners[0].virtual_hosts[0].routes[0]";
+    let own = "this header belongs to the proxy and is not edited";
+    let expected = [
+        format!(
+            "{at}.destinations[1].response_headers.add[0].name: \
+             \"x meshfast\": a header name is a token (RFC 9110 5.6.2)"
+        ),
+        format!("{at}.retry.attempts: 101 is above 100"),
+        format!("{at}.retry.backoff_ms: a back-off is above 0 ms"),
+        format!("{at}.retry.on[2]: given twice"),
+        format!("{at}.retry.statuses[1]: a status is 100 to 599"),
+        format!("{at}.retry.statuses[2]: a status is 100 to 599"),
+        format!("{at}.retry.statuses[3]: a status is 100 to 599"),
+        format!("{at}.fault.delay.fixed_ms: a delay is above 0 ms"),
+        format!("{at}.fault.delay.parts_per_million: 1000001 is above 1000000"),
+        format!("{at}.fault.abort.parts_per_million: 1000001 is above 1000000"),
+        format!("{at}.fault.abort.grpc_status: a gRPC status is 0 to 16"),
+        format!("{at}.fault.abort.status: a status is 200 to 599"),
+        format!("{at}.request_headers.set[1].name: set twice"),
+        format!(
+            "{at}.request_headers.set[1].value: \
+             a field value has no control characters and no white space around it"
+        ),
+        format!("{at}.request_headers.add[0].name: \"Host\": {own}"),
+        format!(
+            "{at}.request_headers.add[0].value: \
+             a field value has no control characters and no white space around it"
+        ),
+        format!("{at}.request_headers.remove[1]: \"content-length\": {own}"),
+        format!("{at}.request_headers.remove[2]: \":path\": pseudo headers are not edited"),
+        "listeners[1].tcp_routes[0].destinations[0].request_headers: only for protocol HTTP"
+            .to_owned(),
+    ];
+    assert_eq!(problems(&document), expected);
+}
+
+#[test]
+fn edits_without_an_edit_are_none() {
+    let mut document = example::document();
+    let route = "/listeners/0/virtual_hosts/0/routes/0/request_headers";
+    *document.pointer_mut(route).unwrap() = json!({"set": [], "add": [], "remove": []});
+    let snapshot = example::snapshot(&document);
+    *document.pointer_mut(route).unwrap() = json!(null);
+    assert_eq!(document_of(&snapshot), document);
+}
+
+#[test]
 fn refuses_names_addresses_and_slots_given_twice() {
     let mut document = example::document();
     document["clusters"][1]["name"] = json!("a");

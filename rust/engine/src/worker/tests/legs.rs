@@ -6,14 +6,14 @@ use meshfast_wire::mux::{LIMITS, PEER_STREAMS_MAX};
 use std::time::Duration;
 
 const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
-const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
+pub(super) const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
 
 const INBOUND: &str = r#"{"name":"front","direction":"inbound","protocol":"HTTP",
     "tls":{"mode":"STRICT"},"virtual_hosts":[]}"#;
 
-struct Mesh {
-    near: Bench,
-    far: Bench,
+pub(super) struct Mesh {
+    pub(super) near: Bench,
+    pub(super) far: Bench,
     authority: Authority,
 }
 
@@ -22,7 +22,7 @@ const LIFE: Duration = Duration::from_secs(86_400);
 
 impl Mesh {
     /// `expected` is whom the caller's proxy is told to find at the callee's.
-    fn new(application: SocketAddr, expected: &str) -> Self {
+    pub(super) fn new(application: SocketAddr, expected: &str) -> Self {
         Self::with(application, expected, [LIFE, LIFE], "null")
     }
 

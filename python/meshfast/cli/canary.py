@@ -1,0 +1,213 @@
+"""`meshfast canary set` and `rollback`: the share of one version of a service.
+
+What is read is written back only if nobody changed it meanwhile; then it is read again. What is to
+be changed is decided by `meshfast.policy.canary`.
+
+Tests: tests/mesh/test_canary.py; the decisions in tests/core/test_canary.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import rich_click as click
+
+from meshfast.cli.operator import (
+    ChangedError,
+    OperatorApi,
+    difference,
+    operator_options,
+    show,
+    warn,
+)
+from meshfast.errors import ConfigError, Problem
+from meshfast.policy.canary import (
+    Service,
+    find_destination_rule,
+    find_rule,
+    roll_back,
+    rule_of_versions,
+    set_shares,
+    weights_of,
+)
+from meshfast.resources import render_yaml
+from meshfast.resources.kinds import DestinationRule, Resource, VirtualService
+
+__all__ = ["canary"]
+
+#: How often a change of somebody else is taken into account before giving up.
+TRIES_MAX = 5
+NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
+T = TypeVar("T", DestinationRule, VirtualService)
+
+
+class _Share(click.ParamType[tuple[str, int]]):
+    """`SUBSET=PERCENT`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split the text; a tuple is one that was split already."""
+        if isinstance(value, tuple):
+            return value
+        subset, equals, percent = value.removesuffix("%").partition("=")
+        if not subset or not equals or not percent.isdecimal() or int(percent[:4]) > 100:
+            self.fail(f"expected SUBSET=PERCENT with 0 to 100, as in v2=10, got {value!r}", param)
+        return subset, int(percent)
+
+
+class _Plan(NamedTuple):
+    """What is to be applied: resources, the subset it is about, and what to say of it."""
+
+    resources: Sequence[Resource]
+    rule: VirtualService
+    subset: str
+    notes: Sequence[str] = ()
+
+
+class _Stored:
+    """The resources of the mesh at the moment, with their revisions."""
+
+    def __init__(self, api: OperatorApi) -> None:
+        self.revisions: dict[tuple[str, str, str], str] = {}
+        self._documents: list[dict[str, Any]] = []
+        for one in api.ask("GET", "resources"):
+            self.revisions[one["kind"], one["namespace"], one["name"]] = one["revision"]
+            self._documents.append(one["document"])
+
+    def of(self, kind: type[T]) -> list[T]:
+        """Give all resources of a kind."""
+        return [
+            msgspec.convert(document, kind)
+            for document in self._documents
+            if document["kind"] == kind.__name__
+        ]
+
+    def expected(self, resources: Sequence[Resource]) -> list[dict[str, str]]:
+        """Say at which revisions the resources were read; the empty one is not there yet."""
+        names = [(one.kind, one.metadata.namespace, one.metadata.name) for one in resources]
+        return [
+            {"kind": kind, "namespace": namespace, "name": name,
+             "revision": self.revisions.get((kind, namespace, name), "")}
+            for kind, namespace, name in names
+        ]  # fmt: skip
+
+
+@click.group()
+def canary() -> None:
+    """Give one version of a service a share of its requests, and take it back."""
+
+
+@canary.command(name="set")
+@click.argument("service")
+@click.argument("shares", nargs=-1, required=True, type=_Share(), metavar="SUBSET=PERCENT...")
+@NAMESPACE
+@operator_options
+def set_(
+    service: str,
+    shares: tuple[tuple[str, int], ...],
+    namespace: str,
+    state_dir: Path | None,
+    output: str,
+) -> None:
+    """Set the share of a subset in per cent; the others share the rest as before.
+
+    \b
+        meshfast canary set payment v2=10
+
+    The first subset is the canary, which `rollback` takes back. Without a DestinationRule one is
+    made, with a subset for every label `version` of the workloads; without a VirtualService, too.
+    """
+    wanted = dict(shares)
+    if len(wanted) < len(shares):
+        raise click.UsageError("a subset is given twice")
+    asked = Service(service, namespace)
+
+    def plan(api: OperatorApi, stored: _Stored) -> _Plan:
+        versions = find_destination_rule(stored.of(DestinationRule), asked)
+        made: list[Resource] = []
+        notes = []
+        if versions is None:
+            versions = rule_of_versions(asked, _labels(api, asked))
+            made.append(versions)
+            names = ", ".join(subset.name for subset in versions.spec.subsets)
+            notes.append(f"made a DestinationRule from the labels version: {names}")
+        rule = set_shares(find_rule(stored.of(VirtualService), asked), versions, asked, wanted)
+        return _Plan([*made, rule], rule, shares[0][0], notes)
+
+    _change(plan, asked, state_dir, output)
+
+
+@canary.command()
+@click.argument("service")
+@click.option("--subset", help="Which subset is the canary, where the rule does not say.")
+@NAMESPACE
+@operator_options
+def rollback(
+    service: str, subset: str | None, namespace: str, state_dir: Path | None, output: str
+) -> None:
+    """Give the canary's share back to the others; the rule stays, with a weight of 0."""
+    asked = Service(service, namespace)
+
+    def plan(_: OperatorApi, stored: _Stored) -> _Plan:
+        rule = find_rule(stored.of(VirtualService), asked)
+        if rule is None:
+            raise ConfigError(
+                [Problem(f"no VirtualService routes {asked.key}, so it has no canary")]
+            )
+        done = roll_back(rule, asked, subset or "")
+        notes = [f"http[{at}] still sends all of its requests to {done.subset}" for at in done.left]
+        return _Plan([done.rule], done.rule, done.subset, notes)
+
+    _change(plan, asked, state_dir, output)
+
+
+def _change(
+    plan: Callable[[OperatorApi, _Stored], _Plan],
+    service: Service,
+    state_dir: Path | None,
+    output: str,
+) -> None:
+    """Plan and apply, again when somebody else was faster, and show what has become of it."""
+    api = OperatorApi(state_dir)
+    for remaining in reversed(range(TRIES_MAX)):
+        stored = _Stored(api)
+        planned = plan(api, stored)
+        text = {"file": "canary", "text": render_yaml(planned.resources)}
+        body = {"texts": [text], "expected": stored.expected(planned.resources)}
+        try:
+            applied = api.ask("PUT", "resources", body=body)
+            break
+        except ChangedError:
+            if not remaining:
+                raise
+    warn(applied, places=False)
+    weights = weights_of(planned.rule, service)
+    answer = {
+        "service": service.key,
+        "subset": planned.subset,
+        "weights": weights,
+        "notes": list(planned.notes),
+        **applied,
+    }
+    show(answer, output, lambda: _text(answer))
+
+
+def _text(answer: Mapping[str, Any]) -> str:
+    changes = [one for one in answer["changes"] if one["action"] != "unchanged"]
+    shares = ", ".join(f"{subset} {weight}" for subset, weight in answer["weights"].items())
+    lines = [difference(changes)] if changes else ["nothing changed"]
+    return "\n".join([*lines, *answer["notes"], f"{answer['service']}: {shares}"])
+
+
+def _labels(api: OperatorApi, service: Service) -> list[dict[str, str]]:
+    """Give the labels of the workloads that are registered for the service."""
+    workloads = [one["workload"] for one in api.ask("GET", "status")["workloads"]]
+    return [
+        one.get("labels", {})
+        for one in workloads
+        if f"{one['service']}.{one['namespace']}" == service.key
+    ]

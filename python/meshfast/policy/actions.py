@@ -1,0 +1,90 @@
+"""What a route does besides choosing a destination: retries, faults, changes of headers.
+
+Defaults that are not written are Istio's: https://istio.io/latest/docs/reference/config/networking/
+virtual-service/ for `HTTPRetry` and `HTTPFaultInjection`.
+
+Does not do: judging, which `meshfast.resources.relations` has done.
+
+Tests: tests/core/test_golden.py, test_actions.py.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from meshfast.policy.document import Abort, Delay, Fault, Header, HeaderEdits, Retry
+from meshfast.resources import kinds
+from meshfast.resources.relations import retry_conditions
+from meshfast.resources.texts import GRPC_STATUSES, duration_ms
+
+__all__ = ["fault", "header_edits", "retry"]
+
+BACKOFF_MS = 25
+_DEFAULT_CONDITIONS = ("connect-failure", "refused-stream", "unavailable", "cancelled")
+_PARTS_PER_PERCENT = 10_000  # of a million
+# What a call that is none of gRPC sees of a status of gRPC, in the order of the statuses; as Envoy
+# translates them (https://github.com/googleapis/googleapis, google/rpc/code.proto).
+_HTTP_STATUSES = (
+    200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401,
+)  # fmt: skip
+
+
+def retry(retries: kinds.HTTPRetry | None) -> Retry | UnsetType:
+    """Write out what a rule says about retries; unset leaves the default of the mesh."""
+    if retries is None:
+        return UNSET
+    conditions, statuses = retry_conditions(retries.retry_on)
+    return Retry(
+        attempts=retries.attempts,
+        per_try_timeout_ms=_ms(retries.per_try_timeout, 0),
+        on=conditions if retries.retry_on else _DEFAULT_CONDITIONS,
+        statuses=statuses,
+        backoff_ms=_ms(retries.backoff, BACKOFF_MS),
+        avoid_tried=retries.retry_ignore_previous_hosts,
+    )
+
+
+def fault(injection: kinds.HTTPFaultInjection | None) -> Fault | UnsetType:
+    """Write out the faults of a rule."""
+    if injection is None:
+        return UNSET
+    delay, abort = injection.delay, injection.abort
+    return Fault(
+        delay=None
+        if delay is None
+        else Delay(fixed_ms=_ms(delay.fixed_delay, 0), parts_per_million=_parts(delay.percentage)),
+        abort=None if abort is None else _abort(abort),
+    )
+
+
+def header_edits(operations: kinds.HeaderOperations | None) -> HeaderEdits | UnsetType:
+    """Write out changes of headers; unset when there is none."""
+    if operations is None or operations == kinds.HeaderOperations():
+        return UNSET
+    return HeaderEdits(
+        set=_headers(operations.set),
+        add=_headers(operations.add),
+        remove=operations.remove,
+    )
+
+
+def _abort(abort: kinds.Abort) -> Abort:
+    number = None if abort.grpc_status is None else GRPC_STATUSES.index(abort.grpc_status)
+    status = abort.http_status if number is None else _HTTP_STATUSES[number]
+    assert status is not None, "an abort has one of both statuses"
+    return Abort(status=status, grpc_status=number, parts_per_million=_parts(abort.percentage))
+
+
+def _headers(written: dict[str, str]) -> tuple[Header, ...]:
+    """Write `%%` as the `%` that it stands for."""
+    return tuple(
+        Header(name=name, value=value.replace("%%", "%")) for name, value in written.items()
+    )
+
+
+def _parts(percentage: kinds.Percent | None) -> int:
+    return 0 if percentage is None else round(percentage.value * _PARTS_PER_PERCENT)
+
+
+def _ms(duration: str | None, default: int) -> int:
+    return default if duration is None else duration_ms(duration) or 0

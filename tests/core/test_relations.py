@@ -1,0 +1,79 @@
+"""meshfast.resources.relations: what is refused is in test_golden's files; here, what warns."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshfast.resources import load_text
+
+FILE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec:
+  hosts: [web]
+  http:
+    - route: [{destination: {host: web}}]
+"""
+
+
+def warnings_of(route: str) -> list[str]:
+    (loaded,) = load_text(FILE + route, "f.yaml")
+    return [str(warning) for warning in loaded.warnings]
+
+
+@pytest.mark.parametrize(
+    ("route", "warning"),
+    [
+        (
+            "      timeout: 1s\n      retries: {attempts: 2, perTryTimeout: 2s}\n",
+            "f.yaml:9:45: spec.http[0].retries.perTryTimeout: is longer than the timeout of the "
+            "route, 1s, which ends it",
+        ),
+        (
+            "      fault: {delay: {fixedDelay: 1s}}\n",
+            "f.yaml:8:22: spec.http[0].fault.delay: no request is delayed (without a percentage it "
+            "is 0 %; write percentage: {value: 100} for all of them)",
+        ),
+        (
+            "      fault: {abort: {httpStatus: 500, percentage: {}}}\n",
+            "f.yaml:8:22: spec.http[0].fault.abort: no request is aborted (without a percentage it "
+            "is 0 %; write percentage: {value: 100} for all of them)",
+        ),
+        (
+            "      timeout: 1s\n      fault: {abort: {httpStatus: 500, percentage: {value: 1}}}\n",
+            "f.yaml:8:16: spec.http[0].timeout: timeout has no effect (it is off on a route with a "
+            "fault, as in Istio)",
+        ),
+        (
+            "      retries: {attempts: 2, retryOn: retriable-status-codes}\n",
+            "f.yaml:8:39: spec.http[0].retries.retryOn: retriable-status-codes has no effect "
+            "without a status code (write it beside: retriable-status-codes,503)",
+        ),
+    ],
+)
+def test_what_will_surprise_is_a_warning(route: str, warning: str) -> None:
+    assert warnings_of(route) == [warning]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "      timeout: 2s\n      retries: {attempts: 2, perTryTimeout: 2s}\n",
+        "      retries: {attempts: 2, perTryTimeout: 2s}\n",
+        "      timeout: 0s\n      retries: {attempts: 2, perTryTimeout: 2s}\n",
+        "      retries: {attempts: 2, retryOn: 'retriable-status-codes,503'}\n",
+        "      fault: {delay: {fixedDelay: 1s, percentage: {value: 1}}}\n",
+    ],
+)
+def test_what_will_not_is_none(route: str) -> None:
+    assert warnings_of(route) == []
+
+
+def test_a_virtual_service_without_hosts_is_one_for_its_name() -> None:
+    (loaded,) = load_text(FILE.replace("  hosts: [web]\n", ""), "f.yaml")
+    assert loaded.resource == load_text(FILE, "f.yaml")[0].resource
+    assert [str(warning) for warning in loaded.warnings] == [
+        "f.yaml:5:3: spec: there are no hosts; the name of the VirtualService, 'web', is taken for "
+        "one (hosts: [web])"
+    ]
