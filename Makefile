@@ -19,7 +19,7 @@ export MYPYPATH = $(CURDIR)/python
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## build the wheel, install it in a venv of its own, show a canary, a crash and a hot restart under load
+demo: ## build the wheel, install it in a venv of its own, show a mesh under load: canary, trace, rollback, a dead control plane
 	@$(STEP) --begin
 	@$(STEP) "doctor" make/doctor build
 	@$(STEP) "build tools" $(MAKE) --no-print-directory $(BIN)/maturin

@@ -1,284 +1,270 @@
-"""What the demo shows, as a list of acts: each changes one thing and measures what follows.
+"""The acts of the demo, one after the other under steady load, each measured.
 
-Two versions of one service run as ordinary processes; `meshfast proxy` stands in front. The acts:
-all traffic to v1; a canary of 10 % for v2 by editing the file and sending SIGHUP; a worker killed
-with SIGKILL; a hot restart; the canary taken back; the end by SIGTERM with requests under way.
-Every act has an expectation; one that is not met makes the demo fail.
+    baseline     subsets and v1 100 / v2 0
+    canary       the VirtualService of `policy.CANARY`, word for word
+    trace        one that joins all services, read back from where the sidecars sent it
+    convergence  applies in a row; each from the request to the acknowledgement of every sidecar
+    rollback     the canary taken back by `meshfast canary rollback`
+    control      the control plane killed with SIGKILL; the requests go on to the end
 
-Tests: tests/demo/test_demo.py.
+A change counts as made when the control plane says of every sidecar that it holds the change's
+revision. What is measured of an act are the requests that begin after that.
+
+Tests: tests/demo/test_demo.py; the judgement in tests/demo/test_verdict.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from meshfast.cli.demo.load import Load, Sample
-from meshfast.errors import MeshfastError
+from meshfast.cli.demo import policy
+from meshfast.cli.demo.hops import hops_of, scrape
+from meshfast.cli.demo.load import CHAIN, SPLIT, Sample
+from meshfast.cli.demo.memory import pss_kb
+from meshfast.cli.demo.spans import Trace, read_trace
+from meshfast.cli.demo.stage import DemoError, Stage, wait_until
+from meshfast.cli.demo.verdict import CANARY_SHARE, Measured, problems
+from meshfast.errors import Problem
 
-__all__ = ["Act", "Result", "Stage", "play"]
+__all__ = ["ACTS", "APPLIES", "RATE", "Act", "Progress", "Screen", "play"]
 
-READY_S = 15.0
+#: Requests a second: enough for a share of 10 % ± 3 to be no matter of luck, and far from what two
+#: cores can bear.
+RATE = 250.0
+#: Applies of a run of 20 s; a shorter one has fewer.
+APPLIES = 25
+APPLIES_MIN = 5
+FULL_S = 20.0
+BASELINE_PART, CANARY_PART = 0.1, 0.4
+ROLLBACK_REQUESTS = 200
+CONTROL_DOWN_S_MIN = 2.0
+TICK_S = 0.5
+POLL_S = 0.005
+ACKNOWLEDGED_S = 20.0
+#: Sidecars send their spans in batches, Zipkin indexes them in the background.
+TRACE_S = 15.0
+#: Whose memory is shown.
+SHOWN_SIDECAR = "payment-service-v1"
 
-CONFIG = """\
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  servers:
-    - port: {{number: {port}, name: http, protocol: HTTP}}
-      bind: 127.0.0.1
-      hosts: ["*"]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: payment}}
-spec:
-  hosts: ["*"]
-  gateways: [edge]
-  http:
-    - route:
-        - destination: {{host: payment-v1}}
-          weight: {v1}
-        - destination: {{host: payment-v2}}
-          weight: {v2}
-"""
-
-SERVICE = """\
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: payment-{version}}}
-spec:
-  hosts: [payment-{version}]
-  ports:
-    - {{number: {port}, name: http, protocol: HTTP}}
-  location: MESH_INTERNAL
-  resolution: STATIC
-  endpoints:
-    - address: 127.0.0.1
-      labels: {{app: payment, version: {version}}}
-"""
-
-
-class DemoError(MeshfastError):
-    """The demo could not be set up."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One act: what was done, what was measured, and what was wrong with it, if anything.
-
-    `changing` is what was answered while the change was made, `sample` what was answered after it.
-    """
-
-    title: str
-    changing: Sample
-    sample: Sample
-    problem: str
-
-    @property
-    def errors(self) -> int:
-        """Every request of the act that was not answered well."""
-        return self.changing.errors + self.sample.errors
-
-
-@dataclass(frozen=True)
-class Act:
-    """One step of the story. `v2_share` is what v2 should get of the answers, 0 to 1."""
-
-    title: str
-    seconds: float
-    v2_share: float
-    change: Callable[[Stage], None]
-
-
-class Stage:
-    """The running processes of the demo."""
-
-    def __init__(self, folder: Path, meshfast: Path) -> None:
-        """Start two services and a proxy in front of them."""
-        self.folder = folder
-        self.port, self.metrics_port, *self.service_ports = _free_ports(4)
-        self._config = folder / "mesh.yaml"
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.write_weights(100, 0)
-        services = zip(("v1", "v2"), self.service_ports, strict=True)
-        for version, port in services:
-            module = ["-I", "-m", "meshfast.cli.demo.service", "payment", version, str(port)]
-            self._start([sys.executable, *module])
-        _wait_until("the services to answer", lambda: all(map(_accepts, self.service_ports)))
-        self.proxy = self._start(
-            [
-                str(meshfast),
-                "proxy",
-                "-c",
-                str(self._config),
-                "--workers",
-                "2",
-                "--metrics-address",
-                f"127.0.0.1:{self.metrics_port}",
-                "--access-log",
-                str(folder / "access.log"),
-                "--runtime-dir",
-                str(folder / "run"),
-            ]
-        )
-        _wait_until("the proxy to be ready", self._is_ready)
-
-    def write_weights(self, v1: int, v2: int) -> None:
-        """Write the configuration with these weights; the proxy does not know yet."""
-        text = CONFIG.format(port=self.port, v1=v1, v2=v2)
-        for version, port in zip(("v1", "v2"), self.service_ports, strict=True):
-            text += SERVICE.format(version=version, port=port)
-        self._config.write_text(text)
-
-    def shift(self, v1: int, v2: int) -> None:
-        """Write the weights and have the proxy read them; return when all workers have."""
-        before = self._generation()
-        self.write_weights(v1, v2)
-        self.proxy.send_signal(signal.SIGHUP)
-        _wait_until("the workers to take the configuration", lambda: self._generation() > before)
-
-    def kill_a_worker(self) -> None:
-        """Kill one worker without warning; return when its successor serves."""
-        before = set(self._workers())
-        os.kill(max(before), signal.SIGKILL)
-        _wait_until("a new worker", lambda: len(set(self._workers()) - before) == 1)
-
-    def restart(self) -> None:
-        """Replace supervisor image, agent and workers; return when none of the old is left."""
-        before = set(self._workers())
-        self.proxy.send_signal(signal.SIGUSR2)
-        _wait_until(
-            "every worker to be replaced",
-            lambda: len(self._workers()) == len(before) and not before & set(self._workers()),
-            seconds=60,
-        )
-
-    def drain(self) -> None:
-        """Ask the proxy to end and wait until it has."""
-        self.proxy.send_signal(signal.SIGTERM)
-        self.proxy.wait(timeout=60)
-
-    def close(self) -> None:
-        """End everything that still runs."""
-        for process in reversed(self._processes):
-            if process.poll() is None:
-                process.terminate()
-        for process in reversed(self._processes):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        log = (self.folder / "processes.log").open("ab")
-        with log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        self._processes.append(process)
-        return process
-
-    def _is_ready(self) -> bool:
-        if self.proxy.poll() is not None:
-            text = (self.folder / "processes.log").read_text()
-            raise DemoError(f"the proxy ended with {self.proxy.returncode}:\n{text}")
-        with contextlib.suppress(OSError):
-            url = f"http://127.0.0.1:{self.metrics_port}/healthz/ready"
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                return bool(answer.status == 200)
-        return False
-
-    def _generation(self) -> int:
-        """The oldest generation that a worker serves from."""
-        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        name = "meshfast_worker_generation{"
-        return min(int(float(line.split()[-1])) for line in lines if line.startswith(name))
-
-    def _workers(self) -> list[int]:
-        path = Path(f"/proc/{self.proxy.pid}/task/{self.proxy.pid}/children")
-        pids = [int(pid) for pid in path.read_text().split()]
-        return [pid for pid in pids if _process_name(pid) == "meshfast-worker"]
-
-
+#: Name of the checks in `verdict`, and title.
 ACTS = (
-    Act("all traffic to v1", 1.0, 0.0, lambda stage: None),
-    Act("canary: 10 % to v2 (SIGHUP)", 3.0, 0.1, lambda stage: stage.shift(90, 10)),
-    Act("a worker is killed (SIGKILL)", 1.0, 0.1, Stage.kill_a_worker),
-    Act("hot restart (SIGUSR2)", 1.0, 0.1, Stage.restart),
-    Act("canary taken back: 0 % to v2", 1.0, 0.0, lambda stage: stage.shift(100, 0)),
+    ("baseline", "subsets, all to v1"),
+    ("canary", "the canary applied: 10 % to v2"),
+    ("trace", "a trace joins all services"),
+    ("convergence", "applies until every sidecar acks"),
+    ("rollback", "the canary rolled back"),
+    ("control", "the control plane killed"),
 )
 
-# A share of a random split is near its weight: five standard deviations of a thousand answers.
-SHARE_TOLERANCE = 0.05
-# A killed worker takes what it carried with it: one request a caller.
-LOST_WITH_A_WORKER = 4
+
+@dataclass
+class Act:
+    """One act as it is shown; `state` is waiting, running, done or failed."""
+
+    name: str
+    title: str
+    state: str = "waiting"
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
-def play(stage: Stage, seconds: float) -> Iterator[Result]:
-    """Play the acts, stretched to about `seconds` in all; yield each one's result."""
-    stretch = seconds / sum(act.seconds for act in ACTS)
-    load = Load(stage.port)
-    try:
-        for act in ACTS:
-            act.change(stage)
-            during = load.take()
-            time.sleep(act.seconds * stretch)
-            after = load.take()
-            yield Result(act.title, during, after, _judge(act, during, after))
-        stage.drain()
-    finally:
-        load.stop()
+@dataclass
+class Progress:
+    """What there is to show at a moment. `recent` is of the last tick, `wanted` the share set."""
+
+    acts: list[Act]
+    measured: Measured
+    recent: Sample = field(default_factory=Sample)
+    wanted: float = 0.0
 
 
-def _judge(act: Act, during: Sample, after: Sample) -> str:
-    allowed = LOST_WITH_A_WORKER if act.change is Stage.kill_a_worker else 0
-    if during.errors + after.errors > allowed:
-        return f"{during.errors + after.errors} errors"
-    share = after.share("v2")
-    if act.v2_share == 0.0 and share > 0.0:
-        return f"v2 still got {share:.1%}"
-    if abs(share - act.v2_share) > SHARE_TOLERANCE:
-        return f"v2 got {share:.1%}, not {act.v2_share:.0%}"
-    return ""
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def show(self, progress: Progress) -> None:
+        """Show it as it is now; called a few times a second and after every act."""
 
 
-def _wait_until(what: str, condition: Callable[[], bool], seconds: float = READY_S) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise DemoError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.02)
+def play(stage: Stage, collector: str, duration_s: float, screen: Screen) -> Measured:
+    """Send load for about `duration_s` and play all acts.
+
+    `collector` is where spans are read from, `HOST:PORT`. Raises DemoError.
+    """
+    return _Play(stage, collector, duration_s, screen).all_acts()
 
 
-def _accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+class _Play:
+    def __init__(self, stage: Stage, collector: str, duration_s: float, screen: Screen) -> None:
+        self._stage = stage
+        self._collector = collector
+        self._duration_s = duration_s
+        self._screen = screen
+        self._measured = Measured()
+        self._progress = Progress([Act(*one) for one in ACTS], self._measured)
+        self._began_s = self._ticked_s = self._began_wall_s = 0.0
+
+    def all_acts(self) -> Measured:
+        """Play them in order; the load begins when the first policy is in force."""
+        measured, stage = self._measured, self._stage
+        plays = {
+            "baseline": self._baseline,
+            "canary": self._canary,
+            "trace": self._trace,
+            "convergence": self._convergence,
+            "rollback": self._rollback,
+            "control": self._control,
+        }
+        self._apply(policy.SUBSETS, policy.weights(100, 0))
+        stage.load("start")
+        self._began_wall_s = time.time()
+        self._began_s = self._ticked_s = time.monotonic()
+        for act in self._progress.acts:
+            with self._playing(act):
+                act.notes = plays[act.name]()
+        measured.whole.add(stage.load("stop"))
+        measured.duration_s = time.monotonic() - self._began_s
+        measured.hops = []
+        self._look_at_hops(measured.duration_s)
+        [shown] = [one for one in stage.sidecars if one.name == SHOWN_SIDECAR]
+        measured.pss_kb = pss_kb(shown.pid)
+        self._screen.show(self._progress)
+        return measured
+
+    def _baseline(self) -> list[str]:
+        self._settle()
+        self._pass(self._duration_s * BASELINE_PART, self._measured.baseline)
+        return [f"v2 {self._measured.baseline.share('v2'):.1%}"]
+
+    def _canary(self) -> list[str]:
+        applied = self._apply(policy.CANARY)
+        self._measured.warnings = [str(Problem(**one)) for one in applied["warnings"]]
+        self._progress.wanted = CANARY_SHARE
+        self._settle()
+        sample = self._measured.canary
+        self._pass(self._duration_s * CANARY_PART, sample)
+        warnings = (f"warning: {one}" for one in self._measured.warnings)
+        return [f"v2 {sample.share('v2'):.1%} of {sample.requests}", *warnings]
+
+    def _trace(self) -> list[str]:
+        give_up_s = time.monotonic() + TRACE_S
+        while (found := self._joined()) is None and time.monotonic() < give_up_s:
+            self._pass(TICK_S)
+        self._measured.trace = found
+        return [f"{found.spans} spans, {found.duration_ms:.1f} ms"] if found is not None else []
+
+    def _convergence(self) -> list[str]:
+        times_ms = self._measured.convergence_ms
+        count = round(APPLIES * min(1.0, self._duration_s / FULL_S))
+        for number in range(max(APPLIES_MIN, count)):
+            v2 = (20, 10)[number % 2]
+            self._progress.wanted = v2 / 100
+            began_s = time.monotonic()
+            self._apply(policy.weights(100 - v2, v2))
+            times_ms.append(round((time.monotonic() - began_s) * 1000, 1))
+            if time.monotonic() - self._ticked_s > TICK_S:
+                self._tick()
+        median = sorted(times_ms)[len(times_ms) // 2]
+        return [f"worst of {len(times_ms)}: {max(times_ms):.0f} ms, median {median:.0f} ms"]
+
+    def _rollback(self) -> list[str]:
+        before = self._progress.wanted
+        answer = self._stage.command("canary", "rollback", SPLIT)
+        self._until_acknowledged(answer["revision"])
+        self._progress.wanted = 0.0
+        self._settle()
+        self._pass(ROLLBACK_REQUESTS / RATE, self._measured.rollback)
+        sample = self._measured.rollback
+        return [f"v2 from {before:.0%} to {sample.share('v2'):.1%} of {sample.requests}"]
+
+    def _control(self) -> list[str]:
+        self._settle()
+        self._stage.kill_control()
+        left_s = self._began_s + self._duration_s - time.monotonic()
+        sample = self._measured.control_down
+        self._pass(max(CONTROL_DOWN_S_MIN, left_s), sample)
+        return [f"{sample.errors} errors of {sample.requests}"]
+
+    @contextmanager
+    def _playing(self, act: Act) -> Iterator[None]:
+        """Show an act while it is played, then as done or failed with what is wrong."""
+        act.state, began_s = "running", time.monotonic()
+        self._screen.show(self._progress)
+        yield
+        act.seconds = time.monotonic() - began_s
+        wrong = problems(self._measured, act.name)
+        act.state = "failed" if wrong else "done"
+        act.notes = wrong or act.notes
+        self._screen.show(self._progress)
+
+    def _apply(self, *texts: str) -> dict[str, Any]:
+        """Apply documents; return the answer once every sidecar holds them."""
+        body = {"texts": [{"file": "demo.yaml", "text": text} for text in texts]}
+        applied: dict[str, Any] = self._stage.operator.ask("PUT", "resources", body=body)
+        self._until_acknowledged(applied["revision"])
+        return applied
+
+    def _until_acknowledged(self, revision: str) -> None:
+        wanted = _order(revision)
+
+        def everywhere() -> bool:
+            self._stage.check()
+            holding = [
+                one
+                for one in self._stage.operator.ask("GET", "status")["sidecars"]
+                if one["state"] == "SYNCED" and _order(one["revision"]) >= wanted
+            ]
+            return len(holding) == len(self._stage.sidecars)
+
+        try:
+            wait_until(everywhere, f"revision {revision}", ACKNOWLEDGED_S, POLL_S)
+        except TimeoutError as error:
+            raise DemoError(f"not every sidecar has it: {error}") from None
+
+    def _settle(self) -> None:
+        """Count what began before now, so that the next sample is of after a change."""
+        self._measured.whole.add(self._stage.load("take"))
+
+    def _pass(self, seconds: float, into: Sample | None = None) -> None:
+        """Let time pass; count the requests that begin in it in `into` as well."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            time.sleep(min(TICK_S, left_s))
+            self._tick(into)
+
+    def _tick(self, into: Sample | None = None) -> None:
+        self._stage.check()
+        sample = self._stage.load("take")
+        self._measured.whole.add(sample)
+        if into is not None:
+            into.add(sample)
+        now_s = time.monotonic()
+        self._look_at_hops(now_s - self._ticked_s)
+        self._ticked_s = now_s
+        self._progress.recent = sample
+        self._screen.show(self._progress)
+
+    def _look_at_hops(self, seconds: float) -> None:
+        """Read the hops; their rates are those of the seconds since the last reading."""
+        before = {hop.key: hop.requests for hop in self._measured.hops}
+        try:
+            series = scrape(one.metrics for one in self._stage.sidecars)
+        except OSError as error:
+            raise DemoError(f"a sidecar shows no metrics: {error}") from None
+        self._measured.hops = hops_of(series, CHAIN)
+        for hop in self._measured.hops:
+            hop.rate = (hop.requests - before.get(hop.key, 0)) / seconds
+
+    def _joined(self) -> Trace | None:
+        try:
+            return read_trace(self._collector, CHAIN, self._began_wall_s)
+        except (OSError, ValueError) as error:
+            raise DemoError(f"no traces from http://{self._collector}: {error}") from None
 
 
-def _process_name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+def _order(revision: str) -> tuple[int, ...]:
+    """Make revisions comparable: `EPOCH-N`, both numbers."""
+    return tuple(int(part) for part in revision.split("-")) if revision else ()
