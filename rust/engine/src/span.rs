@@ -75,7 +75,7 @@ impl<'e> Hop<'e> {
         let endpoint: Option<&Endpoint> = exchange
             .cluster()
             .zip(exchange.endpoint)
-            .and_then(|(cluster, index)| cluster.endpoints.get(index));
+            .and_then(|(cluster, index)| cluster.endpoints.get(index as usize));
         let (other, remote) = if is_server {
             let other = exchange.caller.as_deref().map(workload_of);
             (other.map(Cow::Owned), caller.socket())
