@@ -604,7 +604,8 @@ impl Worker {
         } else if !leg.is_leaving {
             deadline_ms = deadline_ms.min(at(leg.leave_us));
         }
-        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        self.timers
+            .arm(Key::Leg(leg_id), deadline_ms.max(now_ms + 1));
     }
 
     /// Takes no further streams on a leg; those that are open go on. A caller's proxy is told.
