@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +47,8 @@ spec:
   hosts: ["*"]
   gateways: [edge]
   {protocol}:
-    - route: [{{destination: {{host: pool}}}}]
----
+    - route: [{{destination: {{host: pool}}{destination}}}]
+{rules}---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: pool}}
@@ -61,9 +61,40 @@ spec:
 """
 
 
-def pool(port: int, endpoints: str, protocol: str = "http") -> str:
-    """Return the resources of a gateway in front of the endpoints; `protocol` is http or tcp."""
-    return POOL.format(port=port, endpoints=endpoints, protocol=protocol, kind=protocol.upper())
+def pool(
+    port: int,
+    endpoints: str,
+    protocol: str = "http",
+    rules: Sequence[str] = (),
+    destination: str = "",
+) -> str:
+    """Return the resources of a gateway in front of the endpoints; `protocol` is http or tcp.
+
+    `rules` are further fields of its one route, a line each; `destination` is more of its
+    destination, as text of a flow mapping.
+    """
+    return POOL.format(
+        port=port,
+        endpoints=endpoints,
+        protocol=protocol,
+        kind=protocol.upper(),
+        rules="".join(f"      {line}\n" for line in rules),
+        destination=f", {destination}" if destination else "",
+    )
+
+
+@contextlib.contextmanager
+def pooled(
+    origins: Sequence[Origin], folder: Path, rules: Sequence[str], destination: str = ""
+) -> Iterator[tuple[Proxy, int]]:
+    """A gateway in front of all `origins`, whose one route has these rules, and its port."""
+    port = free_port()
+    each = [f"{{address: 127.0.0.1, ports: {{http: {origin.port}}}}}" for origin in origins]
+    config = folder / "mesh.yaml"
+    text = pool(port, ", ".join(each), rules=rules, destination=destination)
+    config.write_text(text)
+    with Proxy(["-c", str(config)], folder, workers=2) as proxy:
+        yield proxy, port
 
 
 def wait_for(what: str, condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:

@@ -282,7 +282,7 @@ def test_the_record_of_a_refused_connect(tmp_path: Path) -> None:
         assert answer(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 503
         [record] = proxy.records(1)
     assert set(record) == KEYS
-    assert record["response_flags"] == "UF"
+    assert record["response_flags"] == "UF,URX"
     detail = "upstream_reset_before_response_started{connection_failure}"
     assert record["response_code_details"] == detail
     assert record["upstream_transport_failure_reason"] == "Connection refused (os error 111)"

@@ -461,7 +461,7 @@ def test_nobody_listening_is_a_503_that_says_so(tmp_path: Path) -> None:
             client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert client.response().status == 503
         record = proxy.records(1)[0]
-        assert record["response_flags"] == "UF"
+        assert record["response_flags"] == "UF,URX"
         assert "refused" in record["upstream_transport_failure_reason"]
 
 

@@ -283,11 +283,12 @@ fn labels(exchange: &Exchange, kind: Kind) -> Vec<String> {
         .caller
         .as_deref()
         .map_or_else(Workload::default, workload_of);
+    let own = snapshot.workload_of(exchange.listener);
     let (source, destination) = if is_inbound {
-        (&caller, &snapshot.workload)
+        (&caller, own)
     } else {
         (
-            &snapshot.workload,
+            own,
             endpoint.map_or(&unknown, |endpoint| &endpoint.workload),
         )
     };

@@ -118,7 +118,12 @@ impl Worker {
         let endpoints = &self.share.endpoints;
         let in_flight = || match exchange.destination {
             Some(Destination::Cluster(index)) => {
-                in_flight(&exchange.generation.snapshot.clusters[index], endpoints)
+                let cluster = &exchange.generation.snapshot.clusters[index];
+                let mut in_flight = in_flight(cluster, endpoints);
+                // The try that has just ended makes room for its successor.
+                let own = u32::from(exchange.is_counted());
+                in_flight.retrying = in_flight.retrying.saturating_sub(own);
+                in_flight
             }
             // Addresses outside every cluster are not counted.
             _ => InFlight {
@@ -301,6 +306,12 @@ impl Exchange {
             None if self.caller.is_some() => Retry::inbound(),
             None => Retry::outbound(),
         }
+    }
+
+    /// It counts as being in a further try.
+    fn is_counted(&self) -> bool {
+        let further = self.further.as_deref();
+        further.is_some_and(|further| further.counted.is_some())
     }
 
     fn is_idempotent(&self) -> bool {

@@ -163,6 +163,14 @@ impl Snapshot {
             .position(|listener| listener.name == name)
     }
 
+    /// Whom a listener stands for; of one that is not there, whom the proxy does.
+    #[must_use]
+    pub fn workload_of(&self, listener: usize) -> &Workload {
+        let own = self.listeners.get(listener);
+        own.and_then(|listener| listener.workload.as_ref())
+            .unwrap_or(&self.workload)
+    }
+
     /// The index of a cluster.
     #[must_use]
     pub fn cluster(&self, name: &str) -> Option<usize> {

@@ -159,6 +159,16 @@ fn reports_every_problem_of_tries_faults_and_edits_with_its_path() {
 }
 
 #[test]
+fn a_listener_stands_for_its_own_workload_or_for_the_proxys() {
+    let mut document = example::document();
+    document["listeners"][0]["workload"]["name"] = json!("other");
+    let snapshot = example::snapshot(&document);
+    assert_eq!(snapshot.workload_of(0).name, "other");
+    assert_eq!(snapshot.workload_of(1).name, "edge");
+    assert_eq!(snapshot.workload_of(usize::MAX).name, "edge");
+}
+
+#[test]
 fn edits_without_an_edit_are_none() {
     let mut document = example::document();
     let route = "/listeners/0/virtual_hosts/0/routes/0/request_headers";

@@ -764,3 +764,25 @@ fn heads_are_edited_by_the_destination_and_then_by_the_route() {
     }
     assert!(read.contains("\r\nHost: a\r\n"), "{read}");
 }
+
+#[test]
+fn a_listener_with_a_workload_of_its_own_counts_for_that() {
+    let application = Application::new(&[OK]);
+    let own = r#""workload":{"name":"inner","namespace":"n","app":"inner","revision":"v2"},
+        "virtual_hosts""#;
+    let front = FRONT.replace("\"virtual_hosts\"", own);
+    let cluster = cluster("c", application.address, "", "null");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::start(listener, &document(&front, &cluster), None);
+    assert_eq!(status(&bench.ask(&request("GET", ""))), "200");
+    let series = bench.memory.series().into_iter().find_map(|it| match it {
+        crate::shared::SeriesTotals::Http(labels, _) => Some(labels),
+        _ => None,
+    });
+    let labels = series.unwrap();
+    let names = crate::shared::Kind::Http.labels();
+    for (name, expected) in [("source_workload", "inner"), ("source_version", "v2")] {
+        let place = names.iter().position(|it| *it == name).unwrap();
+        assert_eq!(labels[place], expected);
+    }
+}
