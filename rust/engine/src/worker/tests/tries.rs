@@ -199,26 +199,36 @@ fn no_post_is_read_twice_whenever_its_connection_dies_and_a_put_is_answered() {
         &[Act::HalfHead, OK],
         &[UNAVAILABLE, OK],
     ];
-    for script in moments {
-        for method in ["POST", "PATCH", "PUT", "DELETE", "GET"] {
-            let application = Application::new(script);
-            let mut bench = bench_of(ALWAYS, &[&application]);
-            let answer = bench.ask(&request(method, BODY));
-            let read = application.read();
-            let what = format!("{method} {script:?}: {answer} after {read:#?}");
-            if matches!(method, "POST" | "PATCH") {
-                assert!(read.len() <= 1, "{what}");
-                assert_eq!(status(&answer), "503", "{what}");
-                assert_ne!(bench.flags(), "UC,URX", "{what}");
-            } else {
-                assert_eq!(status(&answer), "200", "{what}");
-                let expected = if method == "GET" { "" } else { BODY };
-                let last = read.last().unwrap();
-                assert!(last.ends_with(&format!("\r\n\r\n{expected}")), "{what}");
-                assert_eq!(bench.flags(), "-", "{what}");
-            }
-            bench.assert_quiet();
+    let methods = ["POST", "PATCH", "PUT", "DELETE", "GET"];
+    // Without a body nothing but the method speaks against another try.
+    let requests = methods
+        .iter()
+        .flat_map(|method| [(*method, BODY), (*method, "")]);
+    for (script, (method, body)) in moments
+        .iter()
+        .flat_map(|script| requests.clone().map(move |request| (*script, request)))
+    {
+        let application = Application::new(script);
+        let mut bench = bench_of(ALWAYS, &[&application]);
+        let answer = bench.ask(&request(method, body));
+        let read = application.read();
+        let what = format!("{method} {body:?} {script:?}: {answer} after {read:#?}");
+        if matches!(method, "POST" | "PATCH") {
+            assert!(read.len() <= 1, "{what}");
+            // Whether the end was seen before anything was sent is the kernel's to say; if so, the
+            // only one who reads it is the next connection.
+            let is_unsent = script[0] == Act::Close(None) && read.len() == 1;
+            let expected = if is_unsent { "200" } else { "503" };
+            assert_eq!(status(&answer), expected, "{what}");
+            assert!(!bench.flags().contains("URX"), "{what}");
+        } else {
+            assert_eq!(status(&answer), "200", "{what}");
+            let expected = if method == "GET" { "" } else { body };
+            let last = read.last().unwrap();
+            assert!(last.ends_with(&format!("\r\n\r\n{expected}")), "{what}");
+            assert_eq!(bench.flags(), "-", "{what}");
         }
+        bench.assert_quiet();
     }
 }
 
