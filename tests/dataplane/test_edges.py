@@ -645,7 +645,11 @@ def test_an_origin_that_sends_its_head_alone_is_not_kept_waiting(tmp_path: Path)
             client.send(b"ok")
 
     took: list[float] = []
-    with Origin(script) as origin, forwarding(origin, tmp_path) as (_, port), Client(port) as client:
+    with (
+        Origin(script) as origin,
+        forwarding(origin, tmp_path) as (_, port),
+        Client(port) as client,
+    ):
         for _ in range(60):
             began = time.monotonic()
             client.send(GET)
