@@ -20,7 +20,7 @@ DEADLINE_S = 60
 def blocks() -> list[str]:
     """Return the page's shell blocks, with ports that are free here."""
     page = text(Path("docs/mesh.md"))
-    for port in ("8080", "8081"):
+    for port in ("8080", "8081", "8082"):
         page = page.replace(port, str(free_port()))
     return re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
@@ -74,7 +74,7 @@ class Terminal:
 
 
 def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
-    control, tokens, payment, order, questions = blocks()
+    control, tokens, payment, order, questions, token, second, canary = blocks()
     terminal = Terminal(tmp_path)
     (tmp_path / "greeting.txt").write_text("hello")
     with terminal.running(control, "control", "control plane ready"):
@@ -86,3 +86,9 @@ def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
             answer = terminal.run(questions)
             assert "SYNCED" in answer
             assert "0 found" in answer
+            terminal.run(token)
+            with terminal.running(second, "second", "application accepts"):
+                wait_until(lambda: "2/2" in terminal.run("meshfast status"), "both are healthy")
+                said = terminal.run(canary)
+                assert "payment.default: v1 90, v2 10\n" in said
+                assert said.endswith("payment.default: v1 100, v2 0\n")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 
 from meshfast.discovery import JoinToken
-from tests.mesh.harness import MESHFAST, Sidecar, wait_until
+from tests.mesh.harness import Sidecar, wait_until
+from tests.mesh.operating import Operator
 
-READY = "control plane ready: sidecars on "
 RULE = """\
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -26,49 +23,6 @@ spec:
       route:
         - destination: {host: payment}
 """
-
-
-class Operator:
-    """A control plane in a process of its own, and commands that are given to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder / "state"
-        self.process = subprocess.Popen(
-            [*MESHFAST, "control", "--state-dir", str(self.state), "--address", "127.0.0.1:0"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith(READY)
-        self.address = line.removeprefix(READY).strip()
-
-    def run(self, *words: str, code: int = 0, stdin: str = "") -> str:
-        """Run a command that ends with *code*; return what it says: on stdout, or why it failed."""
-        done = subprocess.run(
-            [*MESHFAST, *words, "--state-dir", str(self.state)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout or done.stderr
-
-    def token(self, service: str) -> JoinToken:
-        """Make a join token as an operator does."""
-        return JoinToken.parse(self.run("token", "create", "--service", service).strip())
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=20)
-
-
-@pytest.fixture
-def operator(tmp_path: Path) -> Iterator[Operator]:
-    one = Operator(tmp_path)
-    yield one
-    one.stop()
 
 
 def test_a_token_is_printed_alone_then_listed_then_revoked(operator: Operator) -> None:

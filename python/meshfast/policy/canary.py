@@ -18,7 +18,8 @@ Tests: tests/core/test_canary.py; the command in tests/mesh/test_canary.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Final, NamedTuple, NoReturn
 
 from msgspec.structs import replace
@@ -86,10 +87,13 @@ def find_destination_rule(
     return None
 
 
-def rule_of_versions(service: Service, labels: Iterable[Mapping[str, str]]) -> DestinationRule:
+def rule_of_versions(
+    service: Service, labels: Iterable[Mapping[str, str]], taken: Collection[str] = ()
+) -> DestinationRule:
     """Make a DestinationRule with a subset for each label `version` of the workloads.
 
-    Raises ConfigError when there are not two of them.
+    `taken` are the names of other DestinationRules of the namespace. Raises ConfigError when there
+    are not two versions.
     """
     found = sorted({one[VERSION] for one in labels if VERSION in one})
     if len(found) < 2:
@@ -102,7 +106,7 @@ def rule_of_versions(service: Service, labels: Iterable[Mapping[str, str]]) -> D
     return DestinationRule(
         api_version="networking.istio.io/v1",
         kind="DestinationRule",
-        metadata=kinds.Metadata(name=_object_name(service), namespace=service.namespace),
+        metadata=kinds.Metadata(name=_free_name(service, taken), namespace=service.namespace),
         spec=kinds.DestinationRuleSpec(
             host=service.host,
             subsets=tuple(
@@ -118,10 +122,12 @@ def set_shares(
     subsets: DestinationRule,
     service: Service,
     shares: Mapping[str, int],
+    taken: Collection[str] = (),
 ) -> VirtualService:
     """Give subsets their shares in per cent; the first one is the canary.
 
-    Without a rule, one is made. Raises ConfigError when a subset is not in the DestinationRule, or
+    Without a rule, one is made, and not called as any other of the namespace, which are `taken`.
+    Raises ConfigError when a subset is not in the DestinationRule, or
     no route can be edited.
     """
     _check_shares(subsets, shares)
@@ -131,7 +137,7 @@ def set_shares(
         rule = VirtualService(
             api_version="networking.istio.io/v1",
             kind="VirtualService",
-            metadata=kinds.Metadata(name=_object_name(service), namespace=service.namespace),
+            metadata=kinds.Metadata(name=_free_name(service, taken), namespace=service.namespace),
             spec=kinds.VirtualServiceSpec(hosts=(service.host,), http=(HTTPRoute(route=(plain,)),)),
         )
     canary = next(iter(shares))
@@ -162,7 +168,7 @@ def roll_back(rule: VirtualService, service: Service, subset: str = "") -> Rolle
     http = list(rule.spec.http)
     for place in places:
         route = http[place].route
-        total = sum(item.weight for item in route)
+        total = sum(item.weight or 0 for item in route)
         others = [_subset(item) for item in route if _subset(item) != canary]
         if len(others) > 1 and not any(item.weight for item in route if _subset(item) != canary):
             hint = f"say it with `meshfast canary set {service.host} {others[0]}=100`"
@@ -185,7 +191,7 @@ def weights_of(rule: VirtualService, service: Service) -> dict[str, int]:
         route = rule.spec.http[place].route
         if len(route) == 1:
             return {_subset(route[0]): _WHOLE}
-        return {_subset(item): item.weight for item in route}
+        return {_subset(item): item.weight or 0 for item in route}
     return {}
 
 
@@ -263,7 +269,7 @@ def _shared(route: _Split, known: Sequence[str], shares: Mapping[str, int]) -> _
 
 def _weighted(route: _Split, shares: Mapping[str, int], total: int) -> _Split:
     """Set the weights of some subsets; the others share the rest in the proportions they had."""
-    others = [item.weight for item in route if _subset(item) not in shares]
+    others = [item.weight or 0 for item in route if _subset(item) not in shares]
     rest = _divided(total - sum(shares.values()), others)
     weights = [shares[_subset(item)] if _subset(item) in shares else rest.pop(0) for item in route]
     if sum(weights) != total:
@@ -291,8 +297,11 @@ def _subset(item: kinds.HTTPRouteDestination) -> str:
     return item.destination.subset
 
 
-def _object_name(service: Service) -> str:
-    return service.host.partition(".")[0].lower()
+def _free_name(service: Service, taken: Collection[str]) -> str:
+    name = service.host.partition(".")[0].lower()
+    others = (f"{name}-canary-{at}" for at in count(2))
+    names = chain((name, f"{name}-canary"), others)
+    return next(one for one in names if one not in taken)
 
 
 def _name(resource: VirtualService | DestinationRule) -> str:

@@ -125,7 +125,7 @@ class Router:
                 continue
             self.upstreams[upstream.cluster] = upstream
             edits = _header_edits(getattr(item, "headers", None))
-            weight = 1 if single else item.weight
+            weight = 1 if single else item.weight or 0
             found.append(Destination(cluster=upstream.cluster, weight=weight, **edits))
         return tuple(found)
 
@@ -171,7 +171,7 @@ class Router:
                 place = (*path, at, "destination", missing.field)
                 problem = entry.origin.problem(missing.message, *place, hint=missing.hint)
                 self.problems.append(problem)
-        total = sum(item.weight for item in weighted)
+        total = sum(item.weight or 0 for item in weighted)
         if len(weighted) > 1 and not 0 < total <= WEIGHTS_MAX:
             message = f"the weights add up to {total}; they must add up to 1 to {WEIGHTS_MAX}"
             self.problems.append(entry.origin.problem(message, *path))

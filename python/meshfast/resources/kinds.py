@@ -258,10 +258,10 @@ class Headers(_Part, frozen=True, kw_only=True):
 
 
 class HTTPRouteDestination(_Part, frozen=True, kw_only=True):
-    """A destination and its share of the requests; a single one takes all."""
+    """A destination and its share of the requests, 0 if not given; a single one takes all."""
 
     destination: Destination
-    weight: Weight = 0
+    weight: Weight | None = None
     headers: Headers | None = None
 
 
@@ -329,10 +329,10 @@ class L4MatchAttributes(_Part, frozen=True, kw_only=True):
 
 
 class RouteDestination(_Part, frozen=True, kw_only=True):
-    """A destination and its share of the connections; a single one takes all."""
+    """A destination and its share of the connections, 0 if not given; a single one takes all."""
 
     destination: Destination
-    weight: Weight = 0
+    weight: Weight | None = None
 
 
 class TCPRoute(_Part, frozen=True, kw_only=True):
