@@ -54,7 +54,7 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
     died: Counter[str] = Counter()
     lock = threading.Lock()
 
-    def script(origin: Origin, client: Client) -> None:
+    def script(client: Client) -> None:
         while True:
             head = client.read_until(b"\r\n\r\n")
             method, path, _ = head.decode().split(" ", 2)
@@ -73,10 +73,6 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
                 return
             client.send(answer(200, body))
 
-    origins = [Origin(lambda client: None) for _ in range(3)]
-    for origin in origins:
-        origin.script = lambda client, origin=origin: script(origin, client)
-
     def load(worker: int) -> Counter[tuple[str, int]]:
         seen: Counter[tuple[str, int]] = Counter()
         for number in range(120):
@@ -86,6 +82,7 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
             seen[method, response.status] += 1
         return seen
 
+    origins = [Origin(script) for _ in range(3)]
     rules = ["retries: {attempts: 5, retryOn: reset, backoff: 1ms}"]
     with origins[0], origins[1], origins[2], pooled(origins, tmp_path, rules) as (_, port):
         with ThreadPoolExecutor(4) as threads:
