@@ -80,3 +80,34 @@ pub(crate) fn descriptor_limit() -> usize {
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
+
+/// A TCP socket of the loopback address that is its own peer.
+#[cfg(test)]
+pub(crate) fn connected_to_itself() -> io::Result<OwnedFd> {
+    let loopback = libc::in_addr {
+        s_addr: u32::from(std::net::Ipv4Addr::LOCALHOST).to_be(),
+    };
+    let mut address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: loopback,
+        sin_zero: [0; 8],
+    };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let place = std::ptr::from_mut(&mut address).cast::<libc::sockaddr>();
+    // SAFETY: `place` and `length` are valid for all three calls; the descriptor is new and ours.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let owned = OwnedFd::from_raw_fd(socket);
+        if libc::bind(socket, place, length) != 0
+            || libc::getsockname(socket, place, &mut length) != 0
+            || libc::connect(socket, place, length) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(owned)
+    }
+}
