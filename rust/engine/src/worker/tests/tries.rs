@@ -199,26 +199,32 @@ fn no_post_is_read_twice_whenever_its_connection_dies_and_a_put_is_answered() {
         &[Act::HalfHead, OK],
         &[UNAVAILABLE, OK],
     ];
-    for script in moments {
-        for method in ["POST", "PATCH", "PUT", "DELETE", "GET"] {
-            let application = Application::new(script);
-            let mut bench = bench_of(ALWAYS, &[&application]);
-            let answer = bench.ask(&request(method, BODY));
-            let read = application.read();
-            let what = format!("{method} {script:?}: {answer} after {read:#?}");
-            if matches!(method, "POST" | "PATCH") {
-                assert!(read.len() <= 1, "{what}");
-                assert_eq!(status(&answer), "503", "{what}");
-                assert_ne!(bench.flags(), "UC,URX", "{what}");
-            } else {
-                assert_eq!(status(&answer), "200", "{what}");
-                let expected = if method == "GET" { "" } else { BODY };
-                let last = read.last().unwrap();
-                assert!(last.ends_with(&format!("\r\n\r\n{expected}")), "{what}");
-                assert_eq!(bench.flags(), "-", "{what}");
-            }
-            bench.assert_quiet();
+    let methods = ["POST", "PATCH", "PUT", "DELETE", "GET"];
+    // Without a body nothing but the method speaks against another try.
+    let requests = methods
+        .iter()
+        .flat_map(|method| [(*method, BODY), (*method, "")]);
+    for (script, (method, body)) in moments
+        .iter()
+        .flat_map(|script| requests.clone().map(move |request| (*script, request)))
+    {
+        let application = Application::new(script);
+        let mut bench = bench_of(ALWAYS, &[&application]);
+        let answer = bench.ask(&request(method, body));
+        let read = application.read();
+        let what = format!("{method} {body:?} {script:?}: {answer} after {read:#?}");
+        if matches!(method, "POST" | "PATCH") {
+            assert!(read.len() <= 1, "{what}");
+            assert_eq!(status(&answer), "503", "{what}");
+            assert!(!bench.flags().contains("URX"), "{what}");
+        } else {
+            assert_eq!(status(&answer), "200", "{what}");
+            let expected = if method == "GET" { "" } else { body };
+            let last = read.last().unwrap();
+            assert!(last.ends_with(&format!("\r\n\r\n{expected}")), "{what}");
+            assert_eq!(bench.flags(), "-", "{what}");
         }
+        bench.assert_quiet();
     }
 }
 
@@ -763,4 +769,26 @@ fn heads_are_edited_by_the_destination_and_then_by_the_route() {
         );
     }
     assert!(read.contains("\r\nHost: a\r\n"), "{read}");
+}
+
+#[test]
+fn a_listener_with_a_workload_of_its_own_counts_for_that() {
+    let application = Application::new(&[OK]);
+    let own = r#""workload":{"name":"inner","namespace":"n","app":"inner","revision":"v2"},
+        "virtual_hosts""#;
+    let front = FRONT.replace("\"virtual_hosts\"", own);
+    let cluster = cluster("c", application.address, "", "null");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bench = Bench::start(listener, &document(&front, &cluster), None);
+    assert_eq!(status(&bench.ask(&request("GET", ""))), "200");
+    let series = bench.memory.series().into_iter().find_map(|it| match it {
+        crate::shared::SeriesTotals::Http(labels, _) => Some(labels),
+        _ => None,
+    });
+    let labels = series.unwrap();
+    let names = crate::shared::Kind::Http.labels();
+    for (name, expected) in [("source_workload", "inner"), ("source_version", "v2")] {
+        let place = names.iter().position(|it| *it == name).unwrap();
+        assert_eq!(labels[place], expected);
+    }
 }
