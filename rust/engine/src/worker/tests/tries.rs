@@ -215,7 +215,11 @@ fn no_post_is_read_twice_whenever_its_connection_dies_and_a_put_is_answered() {
         let what = format!("{method} {body:?} {script:?}: {answer} after {read:#?}");
         if matches!(method, "POST" | "PATCH") {
             assert!(read.len() <= 1, "{what}");
-            assert_eq!(status(&answer), "503", "{what}");
+            // Whether the end was seen before anything was sent is the kernel's to say; if so, the
+            // only one who reads it is the next connection.
+            let is_unsent = script[0] == Act::Close(None) && read.len() == 1;
+            let expected = if is_unsent { "200" } else { "503" };
+            assert_eq!(status(&answer), expected, "{what}");
             assert!(!bench.flags().contains("URX"), "{what}");
         } else {
             assert_eq!(status(&answer), "200", "{what}");
