@@ -66,8 +66,8 @@ pub(crate) struct Leg {
     peer: Peer,
     /// Who the peer is.
     identity: Option<Rc<str>>,
-    /// Of a leg we dialled: the endpoint.
-    endpoint: Option<(u32, Address)>,
+    /// Of a leg we dialled.
+    endpoint: Option<Endpoint>,
     /// Of a leg we accepted: the listener.
     listener: usize,
     /// Takes no further stream of ours: the peer leaves, one of the certificates is an old one. Of a
@@ -83,6 +83,15 @@ pub(crate) struct Leg {
     /// Upstream sessions that wait for the handshake.
     waiting: Vec<usize>,
     streams: FxHashMap<u32, Key>,
+}
+
+/// Whom a leg was dialled for. The same address may be another service's a moment later.
+#[derive(Debug)]
+struct Endpoint {
+    slot: u32,
+    address: Address,
+    /// Who must answer there; the handshake has checked it, or will.
+    expected: Box<str>,
 }
 
 /// What a stream of a leg says of its caller.
@@ -207,15 +216,16 @@ impl Worker {
     }
 
     fn leg_to(&mut self, dial: &Dial, slot: u32, expected: &str) -> Result<usize, String> {
-        let known = self.legs_to.get(&slot).copied();
-        if let Some(leg) = known.and_then(|leg_id| self.legs.get(leg_id))
-            && leg.has_room()
-            && leg
-                .endpoint
-                .as_ref()
-                .is_some_and(|(_, address)| *address == dial.address)
+        if let Some(leg_id) = self.legs_to.get(&slot).copied()
+            && let Some(leg) = self.legs.get(leg_id)
         {
-            return Ok(known.expect("a leg was just found by it"));
+            let is_to = |it: &Endpoint| it.address == dial.address && *it.expected == *expected;
+            if !leg.endpoint.as_ref().is_some_and(is_to) {
+                // The slot, or who is called there, has changed: nobody calls by it any more.
+                self.leave_dialled(leg_id);
+            } else if leg.has_room() {
+                return Ok(leg_id);
+            }
         }
         let identity = self.identity.as_ref().ok_or("no identity yet")?;
         let tls = Tls::client(identity, expected).map_err(|failure| failure.0.to_owned())?;
@@ -225,7 +235,11 @@ impl Worker {
         session.tls = Some(Box::new(tls));
         session.io.writable = false;
         let mut leg = Leg::new(session, Role::Client);
-        leg.endpoint = Some((slot, dial.address.clone()));
+        leg.endpoint = Some(Endpoint {
+            slot,
+            address: dial.address.clone(),
+            expected: expected.into(),
+        });
         let leg_id = self
             .add_leg(leg)
             .ok_or("the event loop takes no more sockets")?;
@@ -637,12 +651,17 @@ impl Worker {
         let dialled = self.legs.iter().filter(|(_, leg)| leg.role == Role::Client);
         let dialled: Vec<usize> = dialled.map(|(leg_id, _)| leg_id).collect();
         for leg_id in dialled {
-            // In a handshake it has no deadline but that one; who waits for it still goes over it.
-            if self.legs[leg_id].connection.is_some() {
-                self.leave(leg_id);
-            } else {
-                self.legs[leg_id].is_leaving = true;
-            }
+            self.leave_dialled(leg_id);
+        }
+    }
+
+    /// Leaves a leg that we dialled.
+    fn leave_dialled(&mut self, leg_id: usize) {
+        // In a handshake it has no deadline but that one; who waits for it still goes over it.
+        if self.legs[leg_id].connection.is_some() {
+            self.leave(leg_id);
+        } else {
+            self.legs[leg_id].is_leaving = true;
         }
     }
 
@@ -696,10 +715,10 @@ impl Worker {
         let mut leg = self.legs.remove(leg_id);
         leg.session.flush(&mut self.blocks);
         self.timers.disarm(Key::Leg(leg_id));
-        if let Some((slot, _)) = leg.endpoint
-            && self.legs_to.get(&slot) == Some(&leg_id)
+        if let Some(Endpoint { slot, .. }) = &leg.endpoint
+            && self.legs_to.get(slot) == Some(&leg_id)
         {
-            self.legs_to.remove(&slot);
+            self.legs_to.remove(slot);
         }
         for upstream_id in std::mem::take(&mut leg.waiting) {
             let exchange = self.upstreams.get(upstream_id).and_then(|it| it.exchange);

@@ -239,6 +239,31 @@ fn nothing_is_sent_to_another_than_the_called_service() {
 }
 
 #[test]
+fn a_leg_carries_nothing_for_another_identity_at_its_address() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    let document = mesh.near.worker.generation.snapshot.to_document();
+    let document = String::from_utf8(document).unwrap();
+    let of_another = document.replace(PAYMENT, ORDER);
+    let snapshot = Snapshot::from_document(of_another.as_bytes()).unwrap();
+    let generation = Generation::new(snapshot);
+    mesh.near.worker.apply(generation, 2);
+
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    assert_eq!(mesh.read(&mut client, 12), b"HTTP/1.1 503");
+    application.set_nonblocking(true).unwrap();
+    assert!(application.accept().is_err(), "the application saw nothing");
+    let log = String::from_utf8(mesh.near.memory.drain_access_log(100_000)).unwrap();
+    assert!(log.contains("tls.peer_is_another"), "{log}");
+    mesh.answer(&mut early);
+    mesh.until("the leg to the former one is closed", |near, far| {
+        near.legs.is_empty() && far.legs.is_empty()
+    });
+}
+
+#[test]
 fn plain_text_at_the_inbound_listener_gets_nothing() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
     application.set_nonblocking(true).unwrap();
