@@ -41,8 +41,12 @@ use crate::worker::{self, Worker};
 /// For a TLS handshake to be done (row T10).
 const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
 
-/// How long a leg without streams is kept (ztunnel's `pool_unused_release_timeout`).
+/// How long the dialling side keeps a leg without streams (ztunnel's `pool_unused_release_timeout`).
 const IDLE_TIMEOUT_MS: u64 = 300_000;
+
+/// The same for the accepting side. Later, because a call may be on its way from a caller's proxy that
+/// has not closed yet: this side only asks it to, as in a drain.
+const ACCEPTED_IDLE_TIMEOUT_MS: u64 = 2 * IDLE_TIMEOUT_MS;
 
 /// For a peer's proxy to hear that we leave. One that is stopped does not hold us up longer.
 const LEAVE_TIMEOUT_MS: u64 = 1_000;
@@ -73,7 +77,7 @@ pub(crate) struct Leg {
     /// Takes no further stream of ours: the peer leaves, one of the certificates is an old one. Of a
     /// leg we accepted: the peer has been told that we leave.
     is_leaving: bool,
-    /// When it will have been without streams for long enough, unless it has one then.
+    /// When it will have been without streams for too long, unless it has one then.
     idle_ms: u64,
     /// When a peer that we leave counts as told.
     told_ms: u64,
@@ -135,6 +139,15 @@ impl Leg {
     #[cfg(test)]
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_leaving
+    }
+
+    /// From now on it is idle, or would be but for its streams.
+    fn rest(&mut self, now_ms: u64) {
+        self.idle_ms = now_ms
+            + match self.role {
+                Role::Client => IDLE_TIMEOUT_MS,
+                Role::Server => ACCEPTED_IDLE_TIMEOUT_MS,
+            };
     }
 
     /// Whether nothing hangs on it any more: no stream, nobody who waits for one, nothing unsent.
@@ -376,7 +389,7 @@ impl Worker {
         leg.expires_us = peer.expires_s.saturating_mul(1_000_000);
         let left_us = leg.expires_us.saturating_sub(wall_us);
         leg.leave_us = leg.expires_us - left_us / LEFT_BEFORE_EXPIRY;
-        leg.idle_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+        leg.rest(self.clock.now_ms());
         leg.connection = Some(Connection::new(leg.role, leg.session.output.tail()));
         let waiting = std::mem::take(&mut leg.waiting);
         self.arm_leg(leg_id);
@@ -403,6 +416,7 @@ impl Worker {
     }
 
     fn act_on(&mut self, leg_id: usize, told: Told) {
+        let now_ms = self.clock.now_ms();
         let leg = &mut self.legs[leg_id];
         match told {
             Told::Woken(key) => self.queue(key),
@@ -419,6 +433,7 @@ impl Worker {
             Told::Opened(stream, port, carries) => self.take_stream(leg_id, stream, port, carries),
             Told::Reset(stream, code) => {
                 if let Some(key) = leg.streams.remove(&stream) {
+                    leg.rest(now_ms);
                     if let Key::Upstream(id) = key
                         && code == ErrorCode::RefusedStream
                     {
@@ -570,10 +585,12 @@ impl Worker {
         let Some((leg_id, stream)) = stream.leg() else {
             return;
         };
+        let now_ms = self.clock.now_ms();
         let Some(leg) = self.legs.get_mut(leg_id) else {
             return;
         };
         leg.streams.remove(&stream);
+        leg.rest(now_ms);
         if let Some(connection) = &mut leg.connection {
             let output = leg.session.output.tail();
             connection.consumed(stream, unused as usize, output);
@@ -587,28 +604,30 @@ impl Worker {
     pub(crate) fn leg_timer(&mut self, leg_id: usize) {
         let (now_ms, wall_us) = (self.clock.now_ms(), self.clock.wall_us());
         let leg = &mut self.legs[leg_id];
+        let is_idle = now_ms >= leg.idle_ms && leg.streams.is_empty();
+        if now_ms >= leg.idle_ms {
+            leg.rest(now_ms);
+        }
         let Some(connection) = &mut leg.connection else {
             self.rejected("tls.handshake_timeout");
             return self.leg_failed(leg_id, "tls.handshake_timeout");
         };
-        if now_ms >= leg.idle_ms {
-            if leg.streams.is_empty() {
-                return self.leg_failed(leg_id, "idle");
-            }
-            leg.idle_ms = now_ms + IDLE_TIMEOUT_MS;
-        }
+        let has_left = connection.has_left();
         let is_told = now_ms >= leg.told_ms || wall_us >= leg.expires_us;
-        if leg.role == Role::Server && is_told && !connection.has_left() {
+        if is_idle && (leg.role == Role::Client || has_left) {
+            return self.leg_failed(leg_id, "idle");
+        }
+        if leg.role == Role::Server && is_told && !has_left {
             leg.is_leaving = true;
             connection.go_away(ErrorCode::NoError, leg.session.output.tail());
             self.dirty(Key::Leg(leg_id));
-        } else if wall_us >= leg.leave_us && !leg.is_leaving {
+        } else if is_idle || wall_us >= leg.leave_us {
             self.leave(leg_id);
         }
         self.arm_leg(leg_id);
     }
 
-    /// Sets a leg's next deadline. Never further off than [`IDLE_TIMEOUT_MS`], so that a step of the
+    /// Sets a leg's next deadline. Never further off than the time it may be idle, so that a step of the
     /// time of day is noticed.
     fn arm_leg(&mut self, leg_id: usize) {
         let leg = &self.legs[leg_id];

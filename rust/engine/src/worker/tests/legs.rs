@@ -556,6 +556,58 @@ fn a_call_on_its_way_when_the_application_leaves_is_still_taken() {
     });
 }
 
+/// After which a caller's proxy closes a leg that carries nothing.
+const IDLE: Duration = Duration::from_secs(300);
+
+#[test]
+fn a_leg_is_idle_from_the_end_of_its_last_call_on() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut call = mesh.call(&application);
+    let second = Duration::from_secs(1);
+    mesh.advance(IDLE - second);
+    mesh.answer(&mut call);
+    mesh.until("the call is over", |near, far| {
+        near.exchanges.is_empty() && far.exchanges.is_empty()
+    });
+    for (by, legs) in [(IDLE - second, 1), (2 * second, 0)] {
+        mesh.advance(by);
+        for _ in 0..10 {
+            mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
+            mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+        }
+        assert_eq!(mesh.near.worker.legs.len(), legs);
+        assert_eq!(mesh.far.worker.legs.len(), legs);
+    }
+}
+
+#[test]
+fn a_call_on_its_way_on_a_leg_that_was_idle_for_long_is_taken() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    mesh.answer(&mut early);
+    mesh.until("the call is over", |_, far| far.downstreams.is_empty());
+    // A caller's proxy that was stopped has not closed it; now both look at their clocks at once.
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    mesh.near.until("a call is on its way", |worker| {
+        worker.upstreams.iter().any(|(_, it)| it.is_connected)
+    });
+    mesh.far.worker.clock.advance(3 * IDLE);
+    let (leg_id, _) = mesh.far.worker.legs.iter().next().unwrap();
+    mesh.far.worker.leg_timer(leg_id);
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    mesh.answer(&mut (client, application.accept().unwrap().0));
+    mesh.until("the caller's proxy has closed it", |near, far| {
+        near.legs.is_empty() && far.legs.is_empty()
+    });
+}
+
 #[test]
 fn a_caller_that_does_not_hear_holds_the_leaving_up_for_a_second() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
