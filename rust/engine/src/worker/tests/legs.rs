@@ -263,6 +263,70 @@ fn a_leg_carries_nothing_for_another_identity_at_its_address() {
     });
 }
 
+/// A worker that is both ends: calls come to `front`, and those for its application to `address`.
+fn alone(front: TcpListener, application: SocketAddr, address: &str) -> Bench {
+    let inbound = TcpListener::bind(address).unwrap();
+    let endpoint = SocketAddr::from(([127, 0, 0, 1], inbound.local_addr().unwrap().port()));
+    let port = application.port();
+    let own = format!("outbound|{port}||c.default");
+    let clusters = [
+        cluster(&own, endpoint, PAYMENT, r#"{"mode":"ISTIO_MUTUAL"}"#),
+        cluster(&format!("inbound|{port}||"), application, "", "null")
+            .replace("\"slot\":5", "\"slot\":6"),
+    ];
+    let outbound = FRONT.replace("\"cluster\":\"c\"", &format!("\"cluster\":\"{own}\""));
+    let listeners = [outbound, INBOUND.replace("front", "inbound")].join(",");
+    let authority = Authority::new();
+    let mut bench = Bench::start(
+        front,
+        &document(&listeners, &clusters.join(",")),
+        Some(&hand_over(&authority, PAYMENT, LIFE)),
+    );
+    bench
+        .worker
+        .add_listener("inbound".to_owned(), inbound.into());
+    bench
+}
+
+#[test]
+fn an_application_may_call_its_own_service() {
+    for address in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let application = TcpListener::bind("127.0.0.1:0").unwrap();
+        let front = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut bench = alone(front, application.local_addr().unwrap(), address);
+        let mut client = TcpStream::connect(bench.address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        bench.until("it is at the application", |worker| {
+            worker
+                .exchanges
+                .iter()
+                .any(|(_, it)| it.caller.is_some() && it.sent_us > 0)
+        });
+        let (mut served, _) = application.accept().unwrap();
+        served.write_all(ANSWER).unwrap();
+        bench.until("it is answered", |worker| worker.exchanges.is_empty());
+        let mut answer = vec![0; ANSWER.len()];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, ANSWER);
+    }
+}
+
+#[test]
+fn a_call_that_leaves_again_by_the_outbound_listener_is_a_loop() {
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = front.local_addr().unwrap();
+    // It is called an application.
+    let mut bench = alone(front, address, "127.0.0.1:0");
+    let mut client = TcpStream::connect(bench.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    bench.until("it is answered", |worker| {
+        worker.exchanges.is_empty() && !worker.legs.is_empty()
+    });
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 508");
+}
+
 #[test]
 fn plain_text_at_the_inbound_listener_gets_nothing() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
