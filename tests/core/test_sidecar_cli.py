@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -74,6 +75,12 @@ class Planner:
             environment,
             **options,
         )
+
+    def start(self, environment: dict[str, str] = JOINING, **given: Any) -> cli.Plan:
+        """Make a plan and keep of it what a start keeps."""
+        plan = self.plan(environment, **given)
+        cli.remember(plan)
+        return plan
 
     def settings(self, plan: cli.Plan, environment: dict[str, str] = JOINING) -> dict[str, Any]:
         return cli.settings(plan, environment, 5, 6)
@@ -140,7 +147,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(
 
 
 def test_a_later_start_needs_no_token_and_none_was_kept(planner: Planner) -> None:
-    first = planner.plan()
+    first = planner.start()
     second = planner.plan({}, service="payment")
     assert (second.mesh.control, second.mesh.sidecar) == (
         first.mesh.control,
@@ -158,6 +165,29 @@ def test_a_first_start_without_token_says_what_to_do(planner: Planner) -> None:
         planner.plan({}, service="payment")
     with pytest.raises(ConfigError, match="give --service, --instance or a join token"):
         planner.plan({})
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_token_file_is_an_error_though_there_was_an_earlier_start(
+    planner: Planner, tmp_path: Path, text: str
+) -> None:
+    planner.start()
+    path = tmp_path / "token"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="token: is empty"):
+        planner.plan({}, token_file=str(path))
+    assert planner.plan({"MESHFAST_TOKEN": ""}, service="payment").mesh.token_secret == ""
+
+
+def test_a_refused_start_leaves_the_earlier_one_as_it_was(planner: Planner) -> None:
+    planner.start()
+    other = msgspec.structs.replace(TOKEN, service="order", service_account="order")
+    with pytest.raises(ConfigError, match="--service: 'payment' is not what the token is for"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, service="payment")
+    with pytest.raises(ConfigError, match="--label"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, instance="payment-8080", labels=("x",))
+    again = planner.plan({}, service="payment").mesh.sidecar
+    assert again.principal == "spiffe://cluster.local/ns/shop/sa/payer"
 
 
 def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:

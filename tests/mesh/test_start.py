@@ -66,6 +66,7 @@ class Started(Mesh):
             {} if token is None else {"MESHFAST_TOKEN": token.text()},
             command=command,
         )
+        cli.remember(plan)
         document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
         settings = cli.settings(plan, {}, 0, 0)
         for name in ("shared_memory_fd", "snapshot_fd"):

@@ -51,6 +51,7 @@ __all__ = [
     "make_plan",
     "options",
     "print_plan",
+    "remember",
     "serve",
     "settings",
     "sidecar",
@@ -94,6 +95,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     access_log: str
     log_level: str
     proxy_url: str
+    membership: Membership
     zipkin_address: str | None = None
     command: tuple[str, ...] = ()
 
@@ -240,6 +242,7 @@ def make_plan(
         access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
         log_level=given["log_level"],
         proxy_url=proxy_url,
+        membership=membership,
         zipkin_address=zipkin,
         command=tuple(command),
     )
@@ -249,6 +252,7 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     """Become the supervisor of the sidecar. Raises ConfigError when something is refused."""
     from meshfast import _core
 
+    remember(plan)
     document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
     snapshot_fd = launch.sealed(
         "meshfast-snapshot", _core.Snapshot.build(encode_document(document))
@@ -263,6 +267,15 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     os.environ.pop(TOKEN_VARIABLE, None)  # not for the application
     sys.stdout.flush()
     become_supervisor(written, kept)
+
+
+def remember(plan: Plan) -> None:
+    """Keep what a later start needs instead of a token. Raises ConfigError."""
+    state = StateDirectory(plan.mesh.state_dir)
+    try:
+        state.write_now(MEMBERSHIP, msgspec.json.encode(plan.membership))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
 
 
 def settings(
@@ -320,7 +333,7 @@ def print_plan(plan: Plan) -> None:
     shown = msgspec.to_builtins(plan)
     for secret in ("token_id", "token_secret", "environment"):
         del shown["mesh"][secret]
-    del shown["proxy_url"]
+    del shown["proxy_url"], shown["membership"]
     shown["explicit"] = sorted(shown["explicit"])
     print(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
@@ -345,6 +358,8 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
         text = environment.get(TOKEN_VARIABLE, "")
         if path is not None:
             text = Path(path).read_text(encoding="ascii")
+            if not text.strip():
+                raise TokenError("is empty; put a join token there, or leave --token-file out")
         return JoinToken.parse(text) if text else None
     except TokenError as error:
         raise ConfigError(f"{path or TOKEN_VARIABLE}: {error}") from None
@@ -372,7 +387,7 @@ def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, Stat
 def _membership(
     given: Mapping[str, Any], token: JoinToken | None, state: StateDirectory
 ) -> Membership:
-    """Take what the token says and keep it, or what was kept; the options have to agree."""
+    """Take what the token says, or what was kept; the options have to agree."""
     if token is not None:
         membership = Membership(
             control=token.control,
@@ -382,10 +397,6 @@ def _membership(
             service_account=token.service_account,
             trust_domain=token.trust_domain,
         )
-        try:
-            state.write_now(MEMBERSHIP, msgspec.json.encode(membership))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
     else:
         membership = _kept_membership(state)
     for option in ("service", "namespace"):
