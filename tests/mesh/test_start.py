@@ -179,6 +179,18 @@ def test_a_second_start_needs_neither_token_nor_control_plane_and_takes_two_seco
         wait_until(lambda: workloads(control), "it is registered")
 
 
+def test_a_start_with_a_token_that_is_used_up_ends_with_one(
+    tmp_path: Path, control: Control
+) -> None:
+    token = control.token("payment")
+    with Started(tmp_path / "first", token, command=["true"]) as first:
+        assert first.wait() == 0
+    with Started(tmp_path / "second", token) as second:
+        assert second.wait() == 1
+        assert "meshfast: stopping: joining was refused: token_used: " in second.stderr
+        assert "meshfast: started" not in second.stderr
+
+
 def test_a_killed_agent_is_replaced_and_the_application_runs_on(
     started: Started, control: Control
 ) -> None:

@@ -332,6 +332,25 @@ def test_a_failure_of_the_mesh_takes_the_application_with_it(tmp_path: Path) -> 
         assert (tmp_path / "term").exists()
 
 
+def test_a_start_that_cannot_succeed_ends_with_one_and_its_reason(tmp_path: Path) -> None:
+    with AppMesh(tmp_path) as mesh:
+        mesh.tell('say {"type":"hopeless","reason":"token_used:"}', "metrics")
+        assert mesh.wait() == 1
+        assert "meshfast: stopping: token_used:" in mesh.stderr
+        assert not (tmp_path / "seen").exists()
+
+
+def test_what_is_in_the_mesh_goes_on_though_it_could_not_join_again(tmp_path: Path) -> None:
+    with AppMesh(tmp_path) as mesh:
+        mesh.meshed()
+        mesh.app()
+        mesh.ask('say {"type":"hopeless","reason":"token_used:"}', "metrics")
+        mesh.ask("snapshot 7", "metrics")
+        mesh.wait_for_message({"type": "applied", "generation": 7})
+        mesh.touch("exit", "3")
+        assert mesh.wait() == 3
+
+
 def is_refused(address: str) -> bool:
     """Tell whether nobody listens there any more."""
     try:
