@@ -190,6 +190,30 @@ def test_a_refused_start_leaves_the_earlier_one_as_it_was(planner: Planner) -> N
     assert again.principal == "spiffe://cluster.local/ns/shop/sa/payer"
 
 
+def test_a_token_of_another_control_plane_drops_what_the_earlier_one_has_given(
+    planner: Planner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = StateDirectory(planner.start().mesh.state_dir)
+
+    def kept() -> set[str]:
+        return {name for name in ("identity", "resources") if state.read(name) is not None}
+
+    for name in ("identity", "resources"):
+        state.write_now(name, b"of the first control plane")
+    planner.start()
+    moved = msgspec.structs.replace(TOKEN, control="10.0.0.1:15012")
+    planner.start({"MESHFAST_TOKEN": moved.text()})
+    assert kept() == {"identity", "resources"}
+    other = {"MESHFAST_TOKEN": msgspec.structs.replace(TOKEN, root=b"another root").text()}
+    planner.plan(other)
+    assert kept() == {"identity", "resources"}
+    assert capsys.readouterr().err == ""
+    planner.start(other)
+    assert kept() == set()
+    assert "another control plane: what the earlier one has given" in capsys.readouterr().err
+    assert planner.plan({}, service="payment").mesh.roots == planner.plan(other).mesh.roots
+
+
 def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
     (planner.state / "payment-8080").mkdir(parents=True)
     os.chmod(planner.state / "payment-8080", 0o755)

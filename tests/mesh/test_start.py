@@ -191,6 +191,22 @@ def test_a_start_with_a_token_that_is_used_up_ends_with_one(
         assert "meshfast: started" not in second.stderr
 
 
+def test_a_new_control_plane_and_a_token_of_it_are_joined_with_the_old_state(
+    tmp_path: Path, control: Control
+) -> None:
+    with Started(tmp_path / "sidecar", control.token("payment"), command=["true"]) as first:
+        assert first.wait() == 0
+    (tmp_path / "other").mkdir()
+    other = Control(tmp_path / "other")
+    try:
+        token = other.token("payment")
+        with Started(tmp_path / "sidecar", token, command=["true"]) as second:
+            assert second.wait() == 0
+            assert "certificate obtained" in second.stderr
+    finally:
+        other.close()
+
+
 def test_a_killed_agent_is_replaced_and_the_application_runs_on(
     started: Started, control: Control
 ) -> None:

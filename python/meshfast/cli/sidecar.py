@@ -14,6 +14,7 @@ Tests: tests/core/test_sidecar_cli.py; the running mesh in tests/mesh.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -30,7 +31,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import MeshSettings
+from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.proxy import LOG_LEVELS, Duration
@@ -272,6 +273,9 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
 def remember(plan: Plan) -> None:
     """Keep what a later start needs instead of a token. Raises ConfigError."""
     state = StateDirectory(plan.mesh.state_dir)
+    with contextlib.suppress(ConfigError):  # of a first start, or damaged
+        if _kept_membership(state).root != plan.membership.root:
+            _forget_the_earlier_mesh(state)
     try:
         state.write_now(MEMBERSHIP, msgspec.json.encode(plan.membership))
     except OSError as error:
@@ -420,6 +424,18 @@ def _kept_membership(state: StateDirectory) -> Membership:
         f"a join token is needed for the first start: --token-file FILE or {TOKEN_VARIABLE} "
         "(`meshfast token create --service NAME` makes one)"
     )
+
+
+def _forget_the_earlier_mesh(state: StateDirectory) -> None:
+    """Drop an identity that the other control plane does not take, and what belongs to it."""
+    print(
+        "meshfast: the token is of another control plane: what the earlier one has given to "
+        f"{state.path} is dropped, and the sidecar joins again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for name in (IDENTITY, RESOURCES):
+        state.remove(name)
 
 
 def _credential(state: StateDirectory, is_kept: bool) -> str:
