@@ -185,10 +185,13 @@ def test_a_start_with_a_token_that_is_used_up_ends_with_one(
     token = control.token("payment")
     with Started(tmp_path / "first", token, command=["true"]) as first:
         assert first.wait() == 0
-    with Started(tmp_path / "second", token) as second:
+    second = Started(tmp_path / "second", token).start()  # which may end before it serves
+    try:
         assert second.wait() == 1
         assert "meshfast: stopping: joining was refused: token_used: " in second.stderr
         assert "meshfast: started" not in second.stderr
+    finally:
+        second.close()
 
 
 def test_a_new_control_plane_and_a_token_of_it_are_joined_with_the_old_state(

@@ -267,7 +267,7 @@ def test_a_second_signal_ends_the_application_at_once(tmp_path: Path) -> None:
         mesh.signal(signal.SIGINT)
         wait_until((tmp_path / "term").exists, "the application is told")
         mesh.signal(signal.SIGINT)
-        mesh.wait()
+        assert mesh.wait() == 128 + signal.SIGKILL
         assert not is_alive(pid)
 
 
@@ -314,10 +314,13 @@ def test_a_hot_restart_keeps_the_application(tmp_path: Path) -> None:
         assert mesh.wait() == 5
 
 
-def test_a_stop_before_the_application_started_ends_with_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_application_started_is_not_taken_for_its_success(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with AppMesh(tmp_path) as mesh:
-        mesh.signal(signal.SIGTERM)
-        assert mesh.wait() == 0
+        mesh.signal(number)
+        assert mesh.wait() == 128 + number
         assert "started" not in mesh.stderr
 
 
