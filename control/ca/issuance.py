@@ -37,6 +37,7 @@ from meshfast.control.ca.peer import Peer
 from meshfast.control.ca.rate import Rates
 from meshfast.control.ca.tokens import Claim, JoinTokens
 from meshfast.control.store import Condition, ConflictError, Entry, Put, Store, Transaction
+from meshfast.resources.texts import CHECKS
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
 
@@ -45,7 +46,6 @@ KEYS_PREFIX: Final = "/keys/"
 REVOKED_PREFIX: Final = "/revoked/"
 #: Istio refuses to certify for longer than 90 days; a key that lives on over renewals gets a third.
 KEY_AGE_S_MAX: Final = 30 * 24 * 3600
-INSTANCE_CHARACTERS_MAX: Final = 253
 #: Somebody else used the token, or the key, at the same moment; each repetition saw one succeed.
 TRIES_MAX: Final = 100
 
@@ -152,7 +152,7 @@ class Issuance:
         return self._store.read(key) is not None
 
     def _wanted(self, csr_der: bytes, claim: Claim, instance: str) -> _Wanted:
-        if not 1 <= len(instance) <= INSTANCE_CHARACTERS_MAX:
+        if CHECKS["instance"](instance) is not None:  # before it gets into a log
             raise RefusedError(Refusal.MALFORMED, "a request names the instance that it is for")
         identity = SpiffeId(self._authority.trust_domain, claim.namespace, claim.service_account)
         self._take(self._instances, f"{identity} {instance}")
