@@ -224,11 +224,34 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
 # how it is called
 
 
+def test_a_version_that_names_no_workload_is_taken_with_a_name_for_it(planner: Planner) -> None:
+    with pytest.raises(ConfigError, match="'payment-V2' .*give --workload too"):
+        planner.plan(labels=("version=V2",))
+    sidecar = planner.plan(labels=("version=V2",), workload="payment-2").mesh.sidecar
+    assert (sidecar.workload, sidecar.labels) == ("payment-2", {"version": "V2"})
+
+
+def test_an_address_may_be_written_with_brackets(planner: Planner) -> None:
+    assert planner.plan(address="[2001:db8::1]").mesh.address == "[2001:db8::1]"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"labels": ("version",)},
         {"labels": ("=x",)},
+        {"labels": ("version=v 2",)},
+        {"labels": ("version=V2",)},  # as the name of a workload
+        {"labels": ("a=\x01\n",)},
+        {"labels": ("a\x1b=",)},
+        {"labels": tuple(f"a{n}=" for n in range(65))},
+        {"workload": "A B"},
+        {"workload": ""},
+        {"address": "nohost"},
+        {"address": "300.1.1.1"},
+        {"address": "0.0.0.0"},
+        {"address": "169.254.169.254"},
+        {"service": "A B"},
         {"upstreams": ("db",)},
         {"upstreams": ("db=5433",)},
         {"upstreams": ("d b=127.0.0.1:1",)},
@@ -236,6 +259,10 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
         {"outbound_address": "localhost:15001"},
         {"outbound_address": "127.0.0.1:99999"},
         {"instance": "../x"},
+        {"instance": ""},
+        {"instance": "_x"},
+        {"instance": "-x"},
+        {"instance": "x" * 254},
     ],
 )
 def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.proxy import LOG_LEVELS, Duration
 from meshfast.cli.tracing import sampling_ppm, tracing_options
+from meshfast.discovery.messages import LABELS_MAX
 from meshfast.discovery.token import JoinToken, TokenError
 from meshfast.errors import ConfigError
 from meshfast.policy import SlotAllocator
@@ -190,13 +191,15 @@ def make_plan(
     token = _token(given["token_file"], environment)
     instance, state = _state(given, token)
     membership = _membership(given, token, state)
-    version = _labels(given["labels"]).get("version")
-    workload = given["workload"] or "-".join(filter(None, [membership.service, version]))
+    labels = _labels(given["labels"])
+    workload = _workload(given["workload"], membership.service, labels.get("version"))
     secret = _credential(state, keeps_credential)
     credential = base64.b64encode(f"{instance}:{secret}".encode())
     outbound, inbound = given["outbound_address"], given["inbound_address"]
     for option, address in (("--outbound-address", outbound), ("--inbound-address", inbound)):
         _check_address(option, address)
+    if given["address"]:
+        _check("--address", given["address"].removeprefix("[").removesuffix("]"), "peer_address")
     zipkin = given["zipkin_address"]
     share = sampling_ppm(zipkin, given["trace_sampling"])
     domain = membership.trust_domain
@@ -204,7 +207,7 @@ def make_plan(
         service=membership.service,
         namespace=membership.namespace,
         workload=workload,
-        labels=_labels(given["labels"]),
+        labels=labels,
         principal=f"spiffe://{domain}/ns/{membership.namespace}/sa/{membership.service_account}",
         app_port=given["port"],
         service_port=given["service_port"] or 0,
@@ -374,14 +377,15 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
 def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, StateDirectory]:
     """Name the instance and open its directory."""
     service = given["service"] or (token.service if token is not None else None)
+    if service is not None:
+        _check("--service", service, "label")
     instance = given["instance"]
     if instance is None:
         if service is None:
             raise ConfigError("give --service, --instance or a join token (--token-file)")
         instance = f"{service}-{given['port']}"
     base = given["state_dir"] or default_state_dir(os.environ, os.getuid())
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", instance):
-        raise ConfigError("--instance: letters, digits, '.', '_' and '-', not '.' first")
+    _check("--instance", instance, "instance")
     try:
         return instance, StateDirectory(str(Path(base).absolute() / instance))
     except StateError as error:
@@ -459,10 +463,35 @@ def _labels(written: Sequence[str]) -> dict[str, str]:
     labels = {}
     for text in written:
         key, equals, value = text.partition("=")
-        if not equals or not key or len(key) > 253 or len(value) > 63:
+        if not equals or not key:
             raise ConfigError(f"--label: expected KEY=VALUE, got {text!r}")
+        _check("--label", key, "workload_label_key")
+        _check("--label", value, "workload_label_value")
         labels[key] = value
+    if len(labels) > LABELS_MAX:
+        raise ConfigError(f"--label: a workload has {LABELS_MAX} labels at most")
     return labels
+
+
+def _workload(given: str | None, service: str, version: str | None) -> str:
+    """Name the workload. Raises ConfigError for what the control plane would not register."""
+    name = "-".join(filter(None, [service, version])) if given is None else given
+    expected = CHECKS["name"](name)
+    if expected is not None and given is None:
+        raise ConfigError(
+            f"--label: the workload would be named {name!r} after its version: expected {expected} "
+            "(give --workload too)"
+        )
+    if expected is not None:
+        raise ConfigError(f"--workload: expected {expected}, got {name!r}")
+    return name
+
+
+def _check(option: str, text: str, check: str) -> None:
+    """Refuse a text that the control plane would refuse."""
+    expected = CHECKS[check](text)
+    if expected is not None:
+        raise ConfigError(f"{option}: expected {expected}, got {text!r}")
 
 
 def _upstream(text: str) -> Upstream:
