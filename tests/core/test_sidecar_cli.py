@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -74,6 +75,12 @@ class Planner:
             environment,
             **options,
         )
+
+    def start(self, environment: dict[str, str] = JOINING, **given: Any) -> cli.Plan:
+        """Make a plan and keep of it what a start keeps."""
+        plan = self.plan(environment, **given)
+        cli.remember(plan)
+        return plan
 
     def settings(self, plan: cli.Plan, environment: dict[str, str] = JOINING) -> dict[str, Any]:
         return cli.settings(plan, environment, 5, 6)
@@ -140,7 +147,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(
 
 
 def test_a_later_start_needs_no_token_and_none_was_kept(planner: Planner) -> None:
-    first = planner.plan()
+    first = planner.start()
     second = planner.plan({}, service="payment")
     assert (second.mesh.control, second.mesh.sidecar) == (
         first.mesh.control,
@@ -160,6 +167,53 @@ def test_a_first_start_without_token_says_what_to_do(planner: Planner) -> None:
         planner.plan({})
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_token_file_is_an_error_though_there_was_an_earlier_start(
+    planner: Planner, tmp_path: Path, text: str
+) -> None:
+    planner.start()
+    path = tmp_path / "token"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="token: is empty"):
+        planner.plan({}, token_file=str(path))
+    assert planner.plan({"MESHFAST_TOKEN": ""}, service="payment").mesh.token_secret == ""
+
+
+def test_a_refused_start_leaves_the_earlier_one_as_it_was(planner: Planner) -> None:
+    planner.start()
+    other = msgspec.structs.replace(TOKEN, service="order", service_account="order")
+    with pytest.raises(ConfigError, match="--service: 'payment' is not what the token is for"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, service="payment")
+    with pytest.raises(ConfigError, match="--label"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, instance="payment-8080", labels=("x",))
+    again = planner.plan({}, service="payment").mesh.sidecar
+    assert again.principal == "spiffe://cluster.local/ns/shop/sa/payer"
+
+
+def test_a_token_of_another_control_plane_drops_what_the_earlier_one_has_given(
+    planner: Planner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = StateDirectory(planner.start().mesh.state_dir)
+
+    def kept() -> set[str]:
+        return {name for name in ("identity", "resources") if state.read(name) is not None}
+
+    for name in ("identity", "resources"):
+        state.write_now(name, b"of the first control plane")
+    planner.start()
+    moved = msgspec.structs.replace(TOKEN, control="10.0.0.1:15012")
+    planner.start({"MESHFAST_TOKEN": moved.text()})
+    assert kept() == {"identity", "resources"}
+    other = {"MESHFAST_TOKEN": msgspec.structs.replace(TOKEN, root=b"another root").text()}
+    planner.plan(other)
+    assert kept() == {"identity", "resources"}
+    assert capsys.readouterr().err == ""
+    planner.start(other)
+    assert kept() == set()
+    assert "another control plane: what the earlier one has given" in capsys.readouterr().err
+    assert planner.plan({}, service="payment").mesh.roots == planner.plan(other).mesh.roots
+
+
 def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
     (planner.state / "payment-8080").mkdir(parents=True)
     os.chmod(planner.state / "payment-8080", 0o755)
@@ -170,11 +224,34 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
 # how it is called
 
 
+def test_a_version_that_names_no_workload_is_taken_with_a_name_for_it(planner: Planner) -> None:
+    with pytest.raises(ConfigError, match="'payment-V2' .*give --workload too"):
+        planner.plan(labels=("version=V2",))
+    sidecar = planner.plan(labels=("version=V2",), workload="payment-2").mesh.sidecar
+    assert (sidecar.workload, sidecar.labels) == ("payment-2", {"version": "V2"})
+
+
+def test_an_address_may_be_written_with_brackets(planner: Planner) -> None:
+    assert planner.plan(address="[2001:db8::1]").mesh.address == "[2001:db8::1]"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"labels": ("version",)},
         {"labels": ("=x",)},
+        {"labels": ("version=v 2",)},
+        {"labels": ("version=V2",)},  # as the name of a workload
+        {"labels": ("a=\x01\n",)},
+        {"labels": ("a\x1b=",)},
+        {"labels": tuple(f"a{n}=" for n in range(65))},
+        {"workload": "A B"},
+        {"workload": ""},
+        {"address": "nohost"},
+        {"address": "300.1.1.1"},
+        {"address": "0.0.0.0"},
+        {"address": "169.254.169.254"},
+        {"service": "A B"},
         {"upstreams": ("db",)},
         {"upstreams": ("db=5433",)},
         {"upstreams": ("d b=127.0.0.1:1",)},
@@ -182,6 +259,10 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
         {"outbound_address": "localhost:15001"},
         {"outbound_address": "127.0.0.1:99999"},
         {"instance": "../x"},
+        {"instance": ""},
+        {"instance": "_x"},
+        {"instance": "-x"},
+        {"instance": "x" * 254},
     ],
 )
 def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:

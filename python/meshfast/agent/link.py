@@ -50,6 +50,9 @@ DELAY_S_MAX = 10.0
 STEADY_S = 10.0  # a stream that lived for so long was not an attempt that failed
 SILENCE = 3  # heartbeats that may be missing
 JOIN_S_MAX = 15.0
+NO_TOKEN = "no certificate that is still good, and no token to join with"
+# What another attempt with the same token will not change (control/ca/error.py has all of them).
+FINAL_REFUSALS = ("revoked", "token_expired", "token_invalid", "token_revoked", "token_used")
 
 
 class Link:
@@ -70,11 +73,18 @@ class Link:
         on_open: Callable[[], None],
         on_activity: Callable[[], None],
         on_lost: Callable[[], None],
+        on_hopeless: Callable[[str], None],
     ) -> None:
         """`control` is `host:port`. `on_activity` follows the messages of an open stream.
 
+<<<<<<< HEAD
         `join_request` gives the request without a certificate that is still good, None when there
         is nothing to ask with.
+=======
+        `join_request` gives the request with the token, None when there is no token. `on_hopeless`
+        gets the reason why joining will not succeed before somebody does something about it; it
+        is tried again all the same.
+>>>>>>> ba
         """
         self.session = session
         self.identity: Identity | None = None
@@ -90,6 +100,7 @@ class Link:
         self._on_open = on_open
         self._on_activity = on_activity
         self._on_lost = on_lost
+        self._on_hopeless = on_hopeless
         self._stream: Stream | None = None
         self._is_joining = False
         self._attempts = 0
@@ -169,7 +180,8 @@ class Link:
         if self._is_joining:
             request = self._join_request()
             if request is None:
-                return self._on_end("no certificate that is still good, and no token to join with")
+                self._on_end(NO_TOKEN)
+                return self._on_hopeless(NO_TOKEN)
             assert self._stream is not None
             self._stream.send(request)
             self._beat = self._loop.call_later(
@@ -215,8 +227,11 @@ class Link:
                 self._attempts = 0
                 self._hang_up()
                 self._connect()
-            else:
-                self._on_end(f"joining was refused: {message.refusal or 'unusable certificate'}")
+                return
+            reason = f"joining was refused: {message.refusal or 'unusable certificate'}"
+            self._on_end(reason)
+            if message.refusal.partition(":")[0] in FINAL_REFUSALS:
+                self._on_hopeless(reason)
         elif isinstance(message, Goodbye):
             self._on_end(f"joining was refused: {_why(message)}")
 

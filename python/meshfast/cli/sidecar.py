@@ -14,6 +14,7 @@ Tests: tests/core/test_sidecar_cli.py; the running mesh in tests/mesh.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -30,11 +31,12 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import MeshSettings
+from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.proxy import LOG_LEVELS, Duration
 from meshfast.cli.tracing import sampling_ppm, tracing_options
+from meshfast.discovery.messages import LABELS_MAX
 from meshfast.discovery.token import JoinToken, TokenError
 from meshfast.errors import ConfigError
 from meshfast.policy import SlotAllocator
@@ -51,6 +53,7 @@ __all__ = [
     "make_plan",
     "options",
     "print_plan",
+    "remember",
     "serve",
     "settings",
     "sidecar",
@@ -94,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     access_log: str
     log_level: str
     proxy_url: str
+    membership: Membership
     zipkin_address: str | None = None
     command: tuple[str, ...] = ()
 
@@ -187,13 +191,15 @@ def make_plan(
     token = _token(given["token_file"], environment)
     instance, state = _state(given, token)
     membership = _membership(given, token, state)
-    version = _labels(given["labels"]).get("version")
-    workload = given["workload"] or "-".join(filter(None, [membership.service, version]))
+    labels = _labels(given["labels"])
+    workload = _workload(given["workload"], membership.service, labels.get("version"))
     secret = _credential(state, keeps_credential)
     credential = base64.b64encode(f"{instance}:{secret}".encode())
     outbound, inbound = given["outbound_address"], given["inbound_address"]
     for option, address in (("--outbound-address", outbound), ("--inbound-address", inbound)):
         _check_address(option, address)
+    if given["address"]:
+        _check("--address", given["address"].removeprefix("[").removesuffix("]"), "peer_address")
     zipkin = given["zipkin_address"]
     share = sampling_ppm(zipkin, given["trace_sampling"])
     domain = membership.trust_domain
@@ -201,7 +207,7 @@ def make_plan(
         service=membership.service,
         namespace=membership.namespace,
         workload=workload,
-        labels=_labels(given["labels"]),
+        labels=labels,
         principal=f"spiffe://{domain}/ns/{membership.namespace}/sa/{membership.service_account}",
         app_port=given["port"],
         service_port=given["service_port"] or 0,
@@ -240,6 +246,7 @@ def make_plan(
         access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
         log_level=given["log_level"],
         proxy_url=proxy_url,
+        membership=membership,
         zipkin_address=zipkin,
         command=tuple(command),
     )
@@ -249,6 +256,7 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     """Become the supervisor of the sidecar. Raises ConfigError when something is refused."""
     from meshfast import _core
 
+    remember(plan)
     document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
     snapshot_fd = launch.sealed(
         "meshfast-snapshot", _core.Snapshot.build(encode_document(document))
@@ -263,6 +271,18 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     os.environ.pop(TOKEN_VARIABLE, None)  # not for the application
     sys.stdout.flush()
     become_supervisor(written, kept)
+
+
+def remember(plan: Plan) -> None:
+    """Keep what a later start needs instead of a token. Raises ConfigError."""
+    state = StateDirectory(plan.mesh.state_dir)
+    with contextlib.suppress(ConfigError):  # of a first start, or damaged
+        if _kept_membership(state).root != plan.membership.root:
+            _forget_the_earlier_mesh(state)
+    try:
+        state.write_now(MEMBERSHIP, msgspec.json.encode(plan.membership))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
 
 
 def settings(
@@ -320,7 +340,7 @@ def print_plan(plan: Plan) -> None:
     shown = msgspec.to_builtins(plan)
     for secret in ("token_id", "token_secret", "environment"):
         del shown["mesh"][secret]
-    del shown["proxy_url"]
+    del shown["proxy_url"], shown["membership"]
     shown["explicit"] = sorted(shown["explicit"])
     print(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
@@ -345,6 +365,8 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
         text = environment.get(TOKEN_VARIABLE, "")
         if path is not None:
             text = Path(path).read_text(encoding="ascii")
+            if not text.strip():
+                raise TokenError("is empty; put a join token there, or leave --token-file out")
         return JoinToken.parse(text) if text else None
     except TokenError as error:
         raise ConfigError(f"{path or TOKEN_VARIABLE}: {error}") from None
@@ -355,14 +377,15 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
 def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, StateDirectory]:
     """Name the instance and open its directory."""
     service = given["service"] or (token.service if token is not None else None)
+    if service is not None:
+        _check("--service", service, "label")
     instance = given["instance"]
     if instance is None:
         if service is None:
             raise ConfigError("give --service, --instance or a join token (--token-file)")
         instance = f"{service}-{given['port']}"
     base = given["state_dir"] or default_state_dir(os.environ, os.getuid())
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", instance):
-        raise ConfigError("--instance: letters, digits, '.', '_' and '-', not '.' first")
+    _check("--instance", instance, "instance")
     try:
         return instance, StateDirectory(str(Path(base).absolute() / instance))
     except StateError as error:
@@ -372,7 +395,7 @@ def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, Stat
 def _membership(
     given: Mapping[str, Any], token: JoinToken | None, state: StateDirectory
 ) -> Membership:
-    """Take what the token says and keep it, or what was kept; the options have to agree."""
+    """Take what the token says, or what was kept; the options have to agree."""
     if token is not None:
         membership = Membership(
             control=token.control,
@@ -382,10 +405,6 @@ def _membership(
             service_account=token.service_account,
             trust_domain=token.trust_domain,
         )
-        try:
-            state.write_now(MEMBERSHIP, msgspec.json.encode(membership))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
     else:
         membership = _kept_membership(state)
     for option in ("service", "namespace"):
@@ -411,6 +430,18 @@ def _kept_membership(state: StateDirectory) -> Membership:
     )
 
 
+def _forget_the_earlier_mesh(state: StateDirectory) -> None:
+    """Drop an identity that the other control plane does not take, and what belongs to it."""
+    print(
+        "meshfast: the token is of another control plane: what the earlier one has given to "
+        f"{state.path} is dropped, and the sidecar joins again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for name in (IDENTITY, RESOURCES):
+        state.remove(name)
+
+
 def _credential(state: StateDirectory, is_kept: bool) -> str:
     """Make the password of the application's proxy, or take the kept one."""
     try:
@@ -432,10 +463,35 @@ def _labels(written: Sequence[str]) -> dict[str, str]:
     labels = {}
     for text in written:
         key, equals, value = text.partition("=")
-        if not equals or not key or len(key) > 253 or len(value) > 63:
+        if not equals or not key:
             raise ConfigError(f"--label: expected KEY=VALUE, got {text!r}")
+        _check("--label", key, "workload_label_key")
+        _check("--label", value, "workload_label_value")
         labels[key] = value
+    if len(labels) > LABELS_MAX:
+        raise ConfigError(f"--label: a workload has {LABELS_MAX} labels at most")
     return labels
+
+
+def _workload(given: str | None, service: str, version: str | None) -> str:
+    """Name the workload. Raises ConfigError for what the control plane would not register."""
+    name = "-".join(filter(None, [service, version])) if given is None else given
+    expected = CHECKS["name"](name)
+    if expected is not None and given is None:
+        raise ConfigError(
+            f"--label: the workload would be named {name!r} after its version: expected {expected} "
+            "(give --workload too)"
+        )
+    if expected is not None:
+        raise ConfigError(f"--workload: expected {expected}, got {name!r}")
+    return name
+
+
+def _check(option: str, text: str, check: str) -> None:
+    """Refuse a text that the control plane would refuse."""
+    expected = CHECKS[check](text)
+    if expected is not None:
+        raise ConfigError(f"{option}: expected {expected}, got {text!r}")
 
 
 def _upstream(text: str) -> Upstream:
