@@ -46,12 +46,8 @@ from meshfast.control.ca.peer import Peer
 from meshfast.control.ca.rate import Rates
 from meshfast.control.ca.requests import check_request, fingerprint
 from meshfast.control.ca.tokens import Claim, JoinTokens
-<<<<<<< HEAD
 from meshfast.control.store import Condition, ConflictError, Delete, Entry, Put, Store, Transaction
-=======
-from meshfast.control.store import Condition, ConflictError, Entry, Put, Store, Transaction
 from meshfast.resources.texts import CHECKS
->>>>>>> ba
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
 
@@ -215,7 +211,6 @@ class Issuance:
         key = revoked_key(identity.namespace, identity.service_account)
         return self._store.read(key) is not None
 
-<<<<<<< HEAD
     def forget_expired(self) -> int:
         """Remove the records of what cannot be renewed any more; say how many."""
         now_s = self._clock_s()
@@ -240,11 +235,7 @@ class Issuance:
         self, csr_der: bytes, claim: Claim, instance: str, *, token: str = "", before: str = ""
     ) -> _Wanted:
         """Look at a request of somebody who is known by now."""
-        if not 1 <= len(instance) <= INSTANCE_CHARACTERS_MAX:
-=======
-    def _wanted(self, csr_der: bytes, claim: Claim, instance: str) -> _Wanted:
         if CHECKS["instance"](instance) is not None:  # before it gets into a log
->>>>>>> ba
             raise RefusedError(Refusal.MALFORMED, "a request names the instance that it is for")
         identity = SpiffeId(self._authority.trust_domain, claim.namespace, claim.service_account)
         self._take(self._instances, f"{identity} {instance}")

@@ -77,14 +77,9 @@ class Link:
     ) -> None:
         """`control` is `host:port`. `on_activity` follows the messages of an open stream.
 
-<<<<<<< HEAD
         `join_request` gives the request without a certificate that is still good, None when there
-        is nothing to ask with.
-=======
-        `join_request` gives the request with the token, None when there is no token. `on_hopeless`
-        gets the reason why joining will not succeed before somebody does something about it; it
-        is tried again all the same.
->>>>>>> ba
+        is nothing to ask with. `on_hopeless` gets the reason why joining will not succeed before
+        somebody does something about it; it is tried again all the same.
         """
         self.session = session
         self.identity: Identity | None = None

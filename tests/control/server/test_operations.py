@@ -6,12 +6,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
 from meshfast.control.operations import Applied, ChangedError, Expected, NotFoundError
-=======
-from meshfast.control.operations import Applied, NotFoundError
 from meshfast.control.store import Put, Transaction
->>>>>>> bc
 from meshfast.errors import ConfigError
 from meshfast.resources.kinds import VirtualService
 from tests.control.server.conftest import Plane, Start
