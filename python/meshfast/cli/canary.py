@@ -207,7 +207,7 @@ def _change(
 def _text(answer: Mapping[str, Any]) -> str:
     changes = [one for one in answer["changes"] if one["action"] != "unchanged"]
     shares = ", ".join(f"{subset} {weight}" for subset, weight in answer["weights"].items())
-    lines = [difference(changes)] if changes else ["nothing changed"]
+    lines = [difference(changes, new="canary")] if changes else ["nothing changed"]
     return "\n".join([*lines, *answer["notes"], f"{answer['service']}: {shares}"])
 
 

@@ -196,6 +196,25 @@ def test_what_is_needed_cannot_be_deleted(plane: Plane) -> None:
     assert stored(plane) == []
 
 
+def test_fields_references_and_expressions_of_all_texts_come_in_one_round(plane: Plane) -> None:
+    texts = [
+        ("a.yaml", ENTRY.replace("resolution:", "resolutoin:")),
+        ("b.yaml", RULE.replace("host: payment", "host: payment, subset: v2")),
+        ("c.yaml", SUBSETS),
+        ("d.yaml", RULE.replace("payment", "order").replace("- timeout: 3s",
+                                                            "- match: [{uri: {regex: '('}}]")),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        plane.ask(plane.operations.apply_texts(texts))
+    found = [(one.file, one.path) for one in refused.value.problems]
+    assert found == [
+        ("a.yaml", "spec.resolutoin"),
+        ("b.yaml", "spec.http[0].route[0].destination.subset"),
+        ("d.yaml", "spec.http[0].match[0].uri.regex"),
+    ]
+    assert stored(plane) == []
+
+
 def test_what_was_changed_since_it_was_read_stays(plane: Plane) -> None:
     def expect(revision: str) -> Applied:
         one = Expected(
