@@ -225,7 +225,7 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
 
 
 def test_a_version_that_names_no_workload_is_taken_with_a_name_for_it(planner: Planner) -> None:
-    with pytest.raises(ConfigError, match="'payment-V2' .*give --workload too"):
+    with pytest.raises(ConfigError, match=r"'payment-V2' .*give --workload too"):
         planner.plan(labels=("version=V2",))
     sidecar = planner.plan(labels=("version=V2",), workload="payment-2").mesh.sidecar
     assert (sidecar.workload, sidecar.labels) == ("payment-2", {"version": "V2"})
