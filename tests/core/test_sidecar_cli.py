@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,28 @@ def test_a_workload_is_named_after_service_and_version(
 def test_an_instance_is_named_after_service_and_port_and_its_host(planner: Planner) -> None:
     plan = planner.plan()
     assert plan.instance == "payment-8080"
-    assert plan.mesh.instance == f"payment-8080.{os.uname().nodename}"
-    assert planner.plan(instance="mine").instance == "mine"
+    host = os.uname().nodename
+    assert re.fullmatch(rf"payment-8080\.{re.escape(host)}-[0-9a-f]{{8}}", plan.mesh.instance)
+    mine = planner.plan(instance="mine")
+    assert (mine.instance, mine.mesh.instance) == ("mine", f"mine.{host}")
+
+
+def test_an_instance_keeps_its_name_and_no_other_has_it(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = planner.plan().mesh.instance
+    assert Planner(tmp_path / "other").plan().mesh.instance != name
+    monkeypatch.setattr(cli.socket, "gethostname", lambda: "renamed")
+    assert planner.plan().mesh.instance == name
+
+
+def test_a_long_name_of_an_instance_keeps_its_random_end(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.socket, "gethostname", lambda: "h" * 300)
+    name = planner.plan().mesh.instance
+    assert len(name) == 253
+    assert re.search(r"h-[0-9a-f]{8}$", name)
 
 
 @pytest.mark.parametrize("option", ["service", "namespace"])

@@ -62,7 +62,7 @@ __all__ = [
 PROTOCOLS = ("http", "http2", "grpc", "tcp")
 WORKERS = 2
 TOKEN_VARIABLE = "MESHFAST_TOKEN"
-MEMBERSHIP, CREDENTIAL = "membership", "credential"
+MEMBERSHIP, CREDENTIAL, INSTANCE = "membership", "credential", "instance"
 PROXY_VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 DIRECT = ("localhost", "127.0.0.1", "::1")
 CONTROL_ACCOUNT = "/ns/meshfast-system/sa/control"
@@ -140,7 +140,8 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("-l", "--log-level", type=click.Choice(LOG_LEVELS), default="info",
                  show_default=True, help="What the sidecar says about itself, on stderr."),
     click.option("--instance", metavar="NAME",
-                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT]"),
+                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT; among "
+                 "all sidecars with a random end]"),
     click.option("--runtime-dir", type=click.Path(file_okay=False),
                  help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]"),
     click.option("--state-dir", type=click.Path(file_okay=False),
@@ -228,7 +229,7 @@ def make_plan(
             control_identity=f"spiffe://{domain}{CONTROL_ACCOUNT}",
             roots=[membership.root],
             trust_domain=domain,
-            instance=_name_among_all(instance),
+            instance=_name_among_all(instance, state, is_given=given["instance"] is not None),
             state_dir=state.path,
             key_storage=given["key_storage"],
             token_id="" if token is None else token.id,
@@ -444,19 +445,23 @@ def _forget_the_earlier_mesh(state: StateDirectory) -> None:
 
 def _credential(state: StateDirectory, is_kept: bool) -> str:
     """Make the password of the application's proxy, or take the kept one."""
+    secret = secrets.token_urlsafe(24)
+    return _kept_or_new(state, CREDENTIAL, secret) if is_kept else secret
+
+
+def _kept_or_new(state: StateDirectory, name: str, new: str) -> str:
+    """Give the text that an earlier start has kept, or keep the new one."""
     try:
-        kept = state.read(CREDENTIAL) if is_kept else None
+        kept = state.read(name)
     except StateError:
         kept = None
     if kept is not None:
         return kept.decode("ascii")
-    secret = secrets.token_urlsafe(24)
-    if is_kept:
-        try:
-            state.write_now(CREDENTIAL, secret.encode("ascii"))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
-    return secret
+    try:
+        state.write_now(name, new.encode("ascii"))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
+    return new
 
 
 def _labels(written: Sequence[str]) -> dict[str, str]:
@@ -508,10 +513,16 @@ def _check_address(option: str, address: str) -> None:
         raise ConfigError(f"{option}: expected IP:PORT, got {address!r}")
 
 
-def _name_among_all(instance: str) -> str:
-    """Name this sidecar uniquely: the instance and the host; the same at every start."""
+def _name_among_all(instance: str, state: StateDirectory, *, is_given: bool) -> str:
+    """Name this sidecar among all: the instance and the host, the same at every start.
+
+    A name that nobody gave has a random end, so that two of one service, port and host are two,
+    and nobody can take it beforehand. It is kept as a whole: a host may get another name, but the
+    certificate is for this one.
+    """
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-    return f"{instance}.{host}"[:253]
+    end = "" if is_given else "-" + secrets.token_hex(4)
+    return _kept_or_new(state, INSTANCE, f"{instance}.{host}"[: 253 - len(end)] + end)
 
 
 def _variables(url: str, environment: Mapping[str, str]) -> dict[str, str]:
