@@ -1,6 +1,7 @@
 """The line to the control plane: join with the token, keep one stream, come back when it breaks.
 
-    no certificate → joining (token) → the first certificate → streaming (Hello …) → broken → again
+    no certificate → joining (token, or the certificate that has expired) → a certificate
+                   → streaming (Hello …) → broken → again
 
 A sidecar with a certificate that is still good streams at once and needs no token. Reconnecting
 waits at random from 0.1 s up to a bound that doubles to 10 s and is never below 1 s, so that a
@@ -10,7 +11,7 @@ Does not do: applying pushes, keeping files, deciding when to renew (mesh).
 
 Invariants:
 1. One stream at a time. Whatever ends it, the next attempt is due.
-2. Nothing but the request for the first certificate is said without a certificate.
+2. Nothing but the request for a certificate is said without one that is still good.
 3. The token's secret is sent only to a server that has proven its identity.
 
 Tests: tests/agent/test_mesh.py, tests/agent/test_link.py.
@@ -77,9 +78,9 @@ class Link:
     ) -> None:
         """`control` is `host:port`. `on_activity` follows the messages of an open stream.
 
-        `join_request` gives the request with the token, None when there is no token. `on_hopeless`
-        gets the reason why joining will not succeed before somebody does something about it; it
-        is tried again all the same.
+        `join_request` gives the request without a certificate that is still good, None when there
+        is nothing to ask with. `on_hopeless` gets the reason why joining will not succeed before
+        somebody does something about it; it is tried again all the same.
         """
         self.session = session
         self.identity: Identity | None = None

@@ -109,3 +109,39 @@ def test_behind_a_compaction_everything_is_read_again(store: SqliteStore) -> Non
     assert mesh.poll()
     assert len(addresses(mesh)) == 6
     mesh.close()
+
+
+def test_an_entry_that_cannot_be_read_hides_no_other_one(
+    store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    [loaded] = resources(entry())
+    mesh = Mesh(store)
+    good, bad = (resource_key("ServiceEntry", "default", name) for name in ("api", "bad"))
+    for key, value in ((bad, b"{]"), (workload_key("default", "p0"), b"{]")):
+        store.transact(Transaction((Put(key, value),)))
+    put(store, good, loaded.resource)
+    register(store, 1)
+    assert mesh.poll()
+    for found in (mesh, Mesh(store)):
+        assert list(found.resources) == [good]
+        assert addresses(found) == ["10.0.0.1:15006"]
+        found.close()
+    assert caplog.text.count(f"{bad} is not served") == 2
+
+
+def test_an_entry_that_cannot_be_read_any_more_stays_what_it_was(store: SqliteStore) -> None:
+    [loaded] = resources(entry())
+    key = resource_key("ServiceEntry", "default", "api")
+    put(store, key, loaded.resource)
+    mesh = Mesh(store)
+    store.transact(Transaction((Put(key, b"{]"),)))
+    for at in range(3):
+        register(store, at)
+    store.compact(store.revision())
+    assert mesh.poll()
+    assert mesh.readings == 2
+    assert mesh.resources[key].loaded.resource == loaded.resource
+    delete(store, key)
+    assert mesh.poll()
+    assert mesh.resources == {}
+    mesh.close()
