@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from meshfast.agent.state import StateDirectory
 from meshfast.cli import app
 from meshfast.cli import sidecar as cli
 from meshfast.discovery.token import JoinToken
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, UsageError
 from meshfast.policy.document import Tracing
 from meshfast.supervisor.settings import Settings
 
@@ -246,7 +247,7 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
 
 
 def test_a_version_that_names_no_workload_is_taken_with_a_name_for_it(planner: Planner) -> None:
-    with pytest.raises(ConfigError, match="'payment-V2' .*give --workload too"):
+    with pytest.raises(ConfigError, match=r"'payment-V2' .*give --workload too"):
         planner.plan(labels=("version=V2",))
     sidecar = planner.plan(labels=("version=V2",), workload="payment-2").mesh.sidecar
     assert (sidecar.workload, sidecar.labels) == ("payment-2", {"version": "V2"})
@@ -287,7 +288,7 @@ def test_an_address_may_be_written_with_brackets(planner: Planner) -> None:
     ],
 )
 def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(UsageError):
         planner.plan(**wrong)
 
 
@@ -396,6 +397,28 @@ def test_the_plan_is_printed_without_secrets(tmp_path: Path, command: tuple[str,
         kept = StateDirectory(str(tmp_path / "payment-80")).read("credential")
         assert kept is not None
         assert kept.decode() not in done.stdout
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http2"])
+def test_a_protocol_that_is_not_spoken_yet_is_said_to_be_that(protocol: str) -> None:
+    done = invoke("sidecar", "--port", "80", "--protocol", protocol)
+    assert done.exit_code == 2
+    assert f"{protocol} is not supported yet" in " ".join(done.output.replace("│", "").split())
+
+
+def test_the_plan_is_printed_as_yaml_too(tmp_path: Path) -> None:
+    words = ("sidecar", "--port", "80", "--state-dir", str(tmp_path), "-o")
+    printed = yaml.safe_load(invoke(*words, "yaml").stdout)
+    assert printed == json.loads(invoke(*words, "json").stdout)
+
+
+def test_an_access_log_that_cannot_be_opened_refuses_the_start(tmp_path: Path) -> None:
+    log = str(tmp_path / "missing" / "x.log")
+    words = ("run", "--port", "80", "--state-dir", str(tmp_path / "state"), "--access-log", log)
+    done = invoke(*words, "--", "app")
+    assert isinstance(done.exception, ConfigError)
+    assert f"--access-log {log}: cannot be opened" in str(done.exception)
+    assert not list((tmp_path / "state").rglob("membership"))
 
 
 @pytest.mark.parametrize("arguments", [("run", "--", "app"), ("run", "--port", "1"), ("sidecar",)])

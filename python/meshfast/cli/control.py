@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from meshfast.cli.proxy import LOG_LEVELS, Duration
 from meshfast.resources.texts import CHECKS, is_address
 
-__all__ = ["control", "check_advertised", "default_state_dir", "split_address"]
+__all__ = ["check_advertised", "control", "default_state_dir", "split_address"]
 
 CERT_TTL_MS_MIN = 10_000
 CERT_TTL_MS_MAX = 24 * 3_600_000
@@ -143,7 +143,9 @@ def check_advertised(host: str, advertise: str) -> None:
     """
     expected = CHECKS["host_port"](advertise) if advertise else None
     if expected is not None:
-        raise click.BadParameter(f"expected {expected}, got {advertise!r}", param_hint="--advertise")
+        raise click.BadParameter(
+            f"expected {expected}, got {advertise!r}", param_hint="--advertise"
+        )
     if not advertise and is_address(host) and ipaddress.ip_address(host).is_unspecified:
         raise click.BadParameter(
             f"{host} is every address of this host, and join tokens name one that sidecars can "
