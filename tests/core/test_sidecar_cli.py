@@ -6,19 +6,21 @@ import base64
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from meshfast.agent.state import StateDirectory
 from meshfast.cli import app
 from meshfast.cli import sidecar as cli
 from meshfast.discovery.token import JoinToken
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, UsageError
 from meshfast.policy.document import Tracing
 from meshfast.supervisor.settings import Settings
 
@@ -120,8 +122,28 @@ def test_a_workload_is_named_after_service_and_version(
 def test_an_instance_is_named_after_service_and_port_and_its_host(planner: Planner) -> None:
     plan = planner.plan()
     assert plan.instance == "payment-8080"
-    assert plan.mesh.instance == f"payment-8080.{os.uname().nodename}"
-    assert planner.plan(instance="mine").instance == "mine"
+    host = os.uname().nodename
+    assert re.fullmatch(rf"payment-8080\.{re.escape(host)}-[0-9a-f]{{8}}", plan.mesh.instance)
+    mine = planner.plan(instance="mine")
+    assert (mine.instance, mine.mesh.instance) == ("mine", f"mine.{host}")
+
+
+def test_an_instance_keeps_its_name_and_no_other_has_it(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = planner.plan().mesh.instance
+    assert Planner(tmp_path / "other").plan().mesh.instance != name
+    monkeypatch.setattr(cli.socket, "gethostname", lambda: "renamed")
+    assert planner.plan().mesh.instance == name
+
+
+def test_a_long_name_of_an_instance_keeps_its_random_end(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.socket, "gethostname", lambda: "h" * 300)
+    name = planner.plan().mesh.instance
+    assert len(name) == 253
+    assert re.search(r"h-[0-9a-f]{8}$", name)
 
 
 @pytest.mark.parametrize("option", ["service", "namespace"])
@@ -266,7 +288,7 @@ def test_an_address_may_be_written_with_brackets(planner: Planner) -> None:
     ],
 )
 def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(UsageError):
         planner.plan(**wrong)
 
 
@@ -375,6 +397,28 @@ def test_the_plan_is_printed_without_secrets(tmp_path: Path, command: tuple[str,
         kept = StateDirectory(str(tmp_path / "payment-80")).read("credential")
         assert kept is not None
         assert kept.decode() not in done.stdout
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http2"])
+def test_a_protocol_that_is_not_spoken_yet_is_said_to_be_that(protocol: str) -> None:
+    done = invoke("sidecar", "--port", "80", "--protocol", protocol)
+    assert done.exit_code == 2
+    assert f"{protocol} is not supported yet" in " ".join(done.output.replace("│", "").split())
+
+
+def test_the_plan_is_printed_as_yaml_too(tmp_path: Path) -> None:
+    words = ("sidecar", "--port", "80", "--state-dir", str(tmp_path), "-o")
+    printed = yaml.safe_load(invoke(*words, "yaml").stdout)
+    assert printed == json.loads(invoke(*words, "json").stdout)
+
+
+def test_an_access_log_that_cannot_be_opened_refuses_the_start(tmp_path: Path) -> None:
+    log = str(tmp_path / "missing" / "x.log")
+    words = ("run", "--port", "80", "--state-dir", str(tmp_path / "state"), "--access-log", log)
+    done = invoke(*words, "--", "app")
+    assert isinstance(done.exception, ConfigError)
+    assert f"--access-log {log}: cannot be opened" in str(done.exception)
+    assert not list((tmp_path / "state").rglob("membership"))
 
 
 @pytest.mark.parametrize("arguments", [("run", "--", "app"), ("run", "--port", "1"), ("sidecar",)])

@@ -4,8 +4,8 @@
                    → streaming (Hello …) → broken → again
 
 A sidecar with a certificate that is still good streams at once and needs no token. Reconnecting
-waits at random up to a bound that doubles from 0.1 to 10 s (full jitter), so that a control plane
-that comes back is not met by all sidecars at once.
+waits at random from 0.1 s up to a bound that doubles to 10 s and is never below 1 s, so that a
+control plane that comes back, or has just gone, is not met by all sidecars at once.
 
 Does not do: applying pushes, keeping files, deciding when to renew (mesh).
 
@@ -14,7 +14,7 @@ Invariants:
 2. Nothing but the request for a certificate is said without one that is still good.
 3. The token's secret is sent only to a server that has proven its identity.
 
-Tests: tests/agent/test_mesh.py.
+Tests: tests/agent/test_mesh.py, tests/agent/test_link.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ __all__ = ["Link"]
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 10.0
+SPREAD_S_MIN = 1.0  # all sidecars lose the same stream at the same moment
 STEADY_S = 10.0  # a stream that lived for so long was not an attempt that failed
 SILENCE = 3  # heartbeats that may be missing
 JOIN_S_MAX = 15.0
@@ -254,9 +255,7 @@ class Link:
         if was_open:
             self._on_lost()
         if not self._stopped:
-            bound = min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(self._attempts, 16))
-            delay = max(DELAY_S_MIN, random.uniform(0, bound))
-            self._timer = self._loop.call_later(delay, self._connect)
+            self._timer = self._loop.call_later(_delay_s(self._attempts), self._connect)
 
     def _hang_up(self) -> None:
         if self._beat is not None:
@@ -270,6 +269,12 @@ class Link:
             self._stream = None
         if self.session.state is not ClientState.OFFLINE:
             self.session.disconnected()
+
+
+def _delay_s(attempts: int) -> float:
+    """Choose when to try again, after so many attempts in a row without a steady stream."""
+    bound = min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(attempts, 16))
+    return random.uniform(DELAY_S_MIN, max(bound, SPREAD_S_MIN))
 
 
 def _why(goodbye: Goodbye) -> str:

@@ -34,11 +34,12 @@ import meshfast
 from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
+from meshfast.cli.output import show
 from meshfast.cli.proxy import LOG_LEVELS, Duration
 from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.discovery.messages import LABELS_MAX
 from meshfast.discovery.token import JoinToken, TokenError
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, UsageError
 from meshfast.policy import SlotAllocator
 from meshfast.policy.document import Tracing, encode_document
 from meshfast.policy.sidecar import Sidecar, Upstream, compose
@@ -59,10 +60,11 @@ __all__ = [
     "sidecar",
 ]
 
-PROTOCOLS = ("http", "http2", "grpc", "tcp")
+PROTOCOLS = ("http", "tcp")
+NOT_YET = ("grpc", "http2")  # protocols of Istio that workers do not speak yet
 WORKERS = 2
 TOKEN_VARIABLE = "MESHFAST_TOKEN"
-MEMBERSHIP, CREDENTIAL = "membership", "credential"
+MEMBERSHIP, CREDENTIAL, INSTANCE = "membership", "credential", "instance"
 PROXY_VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 DIRECT = ("localhost", "127.0.0.1", "::1")
 CONTROL_ACCOUNT = "/ns/meshfast-system/sa/control"
@@ -71,6 +73,21 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
 _UPSTREAM = re.compile(r"(?P<host>[^=:]+)(?::(?P<port>[0-9]{1,5}))?=(?P<address>.+)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Protocol(click.Choice[str]):
+    """One of `PROTOCOLS`; what is not spoken yet is said to be that."""
+
+    def __init__(self) -> None:
+        """Take the choices."""
+        super().__init__(PROTOCOLS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give the text back as it is."""
+        if value in NOT_YET:
+            known = ", ".join(PROTOCOLS)
+            self.fail(f"{value} is not supported yet; choose from {known}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +128,7 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
         type=click.IntRange(1, 65535),
         help="Port that callers name; versions on one host share it.  [default: --port]",
     ),
-    click.option("--protocol", type=click.Choice(PROTOCOLS), default="http", show_default=True,
+    click.option("--protocol", type=Protocol(), default="http", show_default=True,
                  help="What the application speaks on its port."),
     click.option("--label", "labels", metavar="KEY=VALUE", multiple=True,
                  help="Label of the workload, as version=v2; may be repeated."),
@@ -140,13 +157,14 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("-l", "--log-level", type=click.Choice(LOG_LEVELS), default="info",
                  show_default=True, help="What the sidecar says about itself, on stderr."),
     click.option("--instance", metavar="NAME",
-                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT]"),
+                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT; among "
+                 "all sidecars with a random end]"),
     click.option("--runtime-dir", type=click.Path(file_okay=False),
                  help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]"),
     click.option("--state-dir", type=click.Path(file_okay=False),
                  help="Keys and configuration.  [default: $XDG_STATE_HOME/meshfast/sidecars]"),
-    click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text",
-                 help="json: print the plan, without secrets, and stop."),
+    click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text",
+                 help="json, yaml: print the plan, without secrets, and stop."),
 )  # fmt: skip
 
 
@@ -170,8 +188,8 @@ def sidecar(ctx: click.Context, /, **given: Any) -> None:
         . ~/.local/state/meshfast/sidecars/payment-8080/environment; exec ./payment
     """
     plan = make_plan(given, explicit_options(ctx), os.environ, keeps_credential=True)
-    if given["output"] == "json":
-        return print_plan(plan)
+    if given["output"] != "text":
+        return print_plan(plan, given["output"])
     serve(plan, os.environ)
 
 
@@ -228,7 +246,7 @@ def make_plan(
             control_identity=f"spiffe://{domain}{CONTROL_ACCOUNT}",
             roots=[membership.root],
             trust_domain=domain,
-            instance=_name_among_all(instance),
+            instance=_name_among_all(instance, state, is_given=given["instance"] is not None),
             state_dir=state.path,
             key_storage=given["key_storage"],
             token_id="" if token is None else token.id,
@@ -256,6 +274,7 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     """Become the supervisor of the sidecar. Raises ConfigError when something is refused."""
     from meshfast import _core
 
+    launch.check_access_log(plan.access_log)
     remember(plan)
     document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
     snapshot_fd = launch.sealed(
@@ -335,14 +354,14 @@ def settings(
     }
 
 
-def print_plan(plan: Plan) -> None:
-    """Print the plan as JSON, without what must stay secret."""
+def print_plan(plan: Plan, output: str) -> None:
+    """Print the plan as JSON or YAML, without what must stay secret."""
     shown = msgspec.to_builtins(plan)
     for secret in ("token_id", "token_secret", "environment"):
         del shown["mesh"][secret]
     del shown["proxy_url"], shown["membership"]
     shown["explicit"] = sorted(shown["explicit"])
-    print(msgspec.json.format(msgspec.json.encode(shown)).decode())
+    show(shown, output, str)
 
 
 def default_state_dir(environment: Mapping[str, str], uid: int) -> str:
@@ -382,7 +401,7 @@ def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, Stat
     instance = given["instance"]
     if instance is None:
         if service is None:
-            raise ConfigError("give --service, --instance or a join token (--token-file)")
+            raise UsageError("give --service, --instance or a join token (--token-file)")
         instance = f"{service}-{given['port']}"
     base = given["state_dir"] or default_state_dir(os.environ, os.getuid())
     _check("--instance", instance, "instance")
@@ -444,19 +463,23 @@ def _forget_the_earlier_mesh(state: StateDirectory) -> None:
 
 def _credential(state: StateDirectory, is_kept: bool) -> str:
     """Make the password of the application's proxy, or take the kept one."""
+    secret = secrets.token_urlsafe(24)
+    return _kept_or_new(state, CREDENTIAL, secret) if is_kept else secret
+
+
+def _kept_or_new(state: StateDirectory, name: str, new: str) -> str:
+    """Give the text that an earlier start has kept, or keep the new one."""
     try:
-        kept = state.read(CREDENTIAL) if is_kept else None
+        kept = state.read(name)
     except StateError:
         kept = None
     if kept is not None:
         return kept.decode("ascii")
-    secret = secrets.token_urlsafe(24)
-    if is_kept:
-        try:
-            state.write_now(CREDENTIAL, secret.encode("ascii"))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
-    return secret
+    try:
+        state.write_now(name, new.encode("ascii"))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
+    return new
 
 
 def _labels(written: Sequence[str]) -> dict[str, str]:
@@ -464,12 +487,12 @@ def _labels(written: Sequence[str]) -> dict[str, str]:
     for text in written:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--label: expected KEY=VALUE, got {text!r}")
+            raise UsageError(f"--label: expected KEY=VALUE, got {text!r}")
         _check("--label", key, "workload_label_key")
         _check("--label", value, "workload_label_value")
         labels[key] = value
     if len(labels) > LABELS_MAX:
-        raise ConfigError(f"--label: a workload has {LABELS_MAX} labels at most")
+        raise UsageError(f"--label: a workload has {LABELS_MAX} labels at most")
     return labels
 
 
@@ -478,12 +501,12 @@ def _workload(given: str | None, service: str, version: str | None) -> str:
     name = "-".join(filter(None, [service, version])) if given is None else given
     expected = CHECKS["name"](name)
     if expected is not None and given is None:
-        raise ConfigError(
+        raise UsageError(
             f"--label: the workload would be named {name!r} after its version: expected {expected} "
             "(give --workload too)"
         )
     if expected is not None:
-        raise ConfigError(f"--workload: expected {expected}, got {name!r}")
+        raise UsageError(f"--workload: expected {expected}, got {name!r}")
     return name
 
 
@@ -491,13 +514,13 @@ def _check(option: str, text: str, check: str) -> None:
     """Refuse a text that the control plane would refuse."""
     expected = CHECKS[check](text)
     if expected is not None:
-        raise ConfigError(f"{option}: expected {expected}, got {text!r}")
+        raise UsageError(f"{option}: expected {expected}, got {text!r}")
 
 
 def _upstream(text: str) -> Upstream:
     found = _UPSTREAM.fullmatch(text)
     if found is None or CHECKS["host"](found["host"]) is not None:
-        raise ConfigError(f"--upstream: expected NAME[:PORT]=ADDR:PORT, got {text!r}")
+        raise UsageError(f"--upstream: expected NAME[:PORT]=ADDR:PORT, got {text!r}")
     _check_address("--upstream", found["address"])
     port = int(found["port"] or 0)
     return Upstream(service=found["host"], listener=f"outbound/{found['address']}", port=port)
@@ -505,13 +528,19 @@ def _upstream(text: str) -> Upstream:
 
 def _check_address(option: str, address: str) -> None:
     if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > 65535:
-        raise ConfigError(f"{option}: expected IP:PORT, got {address!r}")
+        raise UsageError(f"{option}: expected IP:PORT, got {address!r}")
 
 
-def _name_among_all(instance: str) -> str:
-    """Name this sidecar uniquely: the instance and the host; the same at every start."""
+def _name_among_all(instance: str, state: StateDirectory, *, is_given: bool) -> str:
+    """Name this sidecar among all: the instance and the host, the same at every start.
+
+    A name that nobody gave has a random end, so that two of one service, port and host are two,
+    and nobody can take it beforehand. It is kept as a whole: a host may get another name, but the
+    certificate is for this one.
+    """
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-    return f"{instance}.{host}"[:253]
+    end = "" if is_given else "-" + secrets.token_hex(4)
+    return _kept_or_new(state, INSTANCE, f"{instance}.{host}"[: 253 - len(end)] + end)
 
 
 def _variables(url: str, environment: Mapping[str, str]) -> dict[str, str]:
