@@ -152,6 +152,42 @@ def test_a_selector_is_valid_and_said_to_have_no_effect(meshfast: Run) -> None:
     assert (verdict["valid"], [found["message"] for found in verdict["warnings"]]) == (True, [note])
 
 
+def test_every_kind_of_problem_comes_in_one_round(meshfast: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    good = (ROOT / "examples/routes.yaml").read_text()
+    file.write_text(
+        good.replace("GET|POST", "(?=GET)").replace("host: ", "host: no-", 1)
+        + "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n"
+        "metadata: {name: a}\nspec: {adress: 10.0.0.1}\n"
+    )
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert done.stdout == "3 problems\n"
+    reference, expression, field = done.stderr.splitlines()
+    assert "no ServiceEntry has the host" in reference
+    assert "not a regular expression" in expression
+    assert "unknown field 'adress' (did you mean 'address'?)" in field
+    file.write_text(file.read_text().replace("adress", "address"))
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert errors == [reference, expression]
+
+
+def test_what_may_surprise_is_a_warning_at_its_place(meshfast: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    good = (ROOT / "examples/canary.yaml").read_text()
+    file.write_text(
+        good.replace("labels: {version: v2}", "labels: {version: v3}")
+        + "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n"
+        "metadata: {name: a}\nspec: {address: 10.0.0.1}\n"
+    )
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert (done.returncode, done.stdout) == (0, "0 problems\n")
+    subset, entry = done.stderr.splitlines()
+    assert subset.startswith(f"warning: {file}:")
+    assert "spec.subsets[1].labels: no endpoint of payment has the labels version=v3" in subset
+    assert "metadata.name: no ServiceEntry of its namespace selects it" in entry
+
+
 def test_serving_says_so_too(
     meshfast: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -30,7 +30,6 @@ SERVICE = """
 import http.server, json, os, sys
 class Service(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes
     def do_GET(self):
         seen = {"name": sys.argv[2], "path": self.path, "headers": dict(self.headers)}
         body = json.dumps(seen).encode()

@@ -129,21 +129,24 @@ def warn(applied: dict[str, Any], *, places: bool = True) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def difference(changes: Iterable[dict[str, Any]]) -> str:
-    """Show changes of resources as unified differences, coloured on a terminal."""
-    lines = [line for change in changes for line in _lines(change)]
+def difference(changes: Iterable[dict[str, Any]], *, new: str = "file") -> str:
+    """Show changes of resources as unified differences, coloured on a terminal.
+
+    `new` says where the new documents come from.
+    """
+    lines = [line for change in changes for line in _lines(change, new)]
     if sys.stdout.isatty():
         lines = [_coloured(line) for line in lines]
     return "\n".join(lines)
 
 
-def _lines(change: dict[str, Any]) -> Iterator[str]:
+def _lines(change: dict[str, Any], new: str) -> Iterator[str]:
     name = f"{change['kind']}/{change['namespace']}/{change['name']}"
     before, after = (
         yaml.safe_dump(document, sort_keys=False).splitlines() if document else []
         for document in (change["before"], change["after"])
     )
-    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"file/{name}", lineterm="")
+    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"{new}/{name}", lineterm="")
 
 
 def _coloured(line: str) -> str:

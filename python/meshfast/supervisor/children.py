@@ -41,6 +41,10 @@ BOOT_FAILURE = 78
 # An uncaught exception in a child's `main`; any code but 0 and BOOT_FAILURE is a crash.
 CRASH = 70
 
+# Less than any core file, and the one limit that also holds where cores go to a program
+# (`|` in core_pattern): there the kernel ignores 0 and takes 1 for "none" (fs/coredump.c).
+CORE_BYTES = 1
+
 OOM_SCORE_STEP = 100
 OOM_SCORE_MAX = 1000
 
@@ -182,7 +186,9 @@ def _limit_the_damage() -> None:
     """
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    wanted = CORE_BYTES if hard == resource.RLIM_INFINITY else min(CORE_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (wanted, hard))
     try:
         with open("/proc/self/oom_score_adj", "r+") as score:
             wanted = min(int(score.read()) + OOM_SCORE_STEP, OOM_SCORE_MAX)

@@ -15,6 +15,9 @@
 //! 2. Credit is given back for what the session's exchange has used, so a slow reader at one end
 //!    stops the writer at the other and nobody else.
 //! 3. When a leg fails, every session on it is told by its own `io.broken`, in the same turn.
+//! 4. A leg on which no stream shall be opened any more is left: what is open finishes. An accepted one
+//!    is left in two steps (`Connection::leave`), so that no call on its way is refused.
+//! 5. No stream is taken from a peer whose certificate has expired; both sides leave before that.
 //!
 //! Tests: `worker/tests/legs.rs`, `tests/mesh`; the protocol in `rust/wire/tests/wire/mux.rs`.
 
@@ -604,7 +607,8 @@ impl Worker {
         } else if !leg.is_leaving {
             deadline_ms = deadline_ms.min(at(leg.leave_us));
         }
-        self.timers.arm(Key::Leg(leg_id), deadline_ms);
+        self.timers
+            .arm(Key::Leg(leg_id), deadline_ms.max(now_ms + 1));
     }
 
     /// Takes no further streams on a leg; those that are open go on. A caller's proxy is told.

@@ -130,6 +130,13 @@ impl Stream {
         }
     }
 
+    /// Acknowledges what has come, for a peer that sends no more before it knows of it.
+    pub(crate) fn acknowledge(&self) {
+        if let Self::Tcp(stream) = self {
+            os::acknowledge(stream.as_fd());
+        }
+    }
+
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         match self {
@@ -147,9 +154,23 @@ impl Stream {
             Self::Leg { .. } => Ok(None),
         };
         match pending {
+            Ok(None) if self.is_connected_to_itself() => Err(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                "nobody listens: connected to itself",
+            )),
             Ok(None) => Ok(()),
             Ok(Some(error)) | Err(error) => Err(error),
         }
+    }
+
+    /// A connect to a port of this host where nobody listens can get that very port as its near end:
+    /// then both ends open at once and are one (RFC 9293 3.5). It would answer with what it is sent.
+    fn is_connected_to_itself(&self) -> bool {
+        let Self::Tcp(stream) = self else {
+            return false;
+        };
+        let ends = stream.local_addr().ok().zip(stream.peer_addr().ok());
+        ends.is_some_and(|(near, far)| near == far)
     }
 
     pub(crate) fn peer(&self) -> Peer {
@@ -202,5 +223,24 @@ impl Stream {
         if let Some(socket) = self.descriptor() {
             os::abort_on_close(socket);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_connection_to_itself_is_none() {
+        let stream = Stream::from_descriptor(os::connected_to_itself().unwrap()).unwrap();
+        assert_eq!(stream.local(), stream.peer(), "as the kernel makes it");
+        let refusal = stream.connected().unwrap_err();
+        assert_eq!(refusal.kind(), io::ErrorKind::ConnectionRefused);
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::from_descriptor(other.into()).unwrap();
+        stream.connected().unwrap();
     }
 }

@@ -653,6 +653,12 @@ impl Worker {
         self.write_final_head(exchange_id, upstream_id, framing, keep_alive);
         let exchange = &mut self.exchanges[exchange_id];
         let upstream = &self.upstreams[upstream_id];
+        let is_bodyless = matches!(upstream.head.framing, Framing::None | Framing::Length(0));
+        if upstream.session.input.is_empty() && !is_bodyless {
+            // An origin that writes head and body apart, with Nagle's algorithm on, sends the body when
+            // the head is acknowledged, which the kernel does up to 40 ms late on a pooled connection.
+            upstream.session.stream.acknowledge();
+        }
         let decoder = BodyDecoder::new(upstream.head.framing, &self.limits);
         let half = Half::new(decoder, BodyEncoder::new(framing));
         exchange.responding = Half {

@@ -60,6 +60,15 @@ def test_one_bad_file_keeps_all_out_with_the_problems_of_each(api: Api) -> None:
     assert names(api) == []
 
 
+def test_what_is_not_at_its_expected_revision_is_a_conflict(api: Api) -> None:
+    expected = [{"kind": "ServiceEntry", "namespace": "default", "name": "api"}]
+    body = texts(("a", ENTRY)) | {"expected": expected}
+    assert api.ask("PUT", "/v1/resources", body)[0] == 200
+    for method, path in (("PUT", "/v1/resources"), ("POST", "/v1/diff")):
+        said = message(api.ask(method, path, body))
+        assert said == (409, "ServiceEntry default/api was changed meanwhile")
+
+
 def test_a_difference_changes_nothing(api: Api) -> None:
     status, planned = api.ask("POST", "/v1/diff", texts(("a", ENTRY)))
     assert (status, planned["dry_run"]) == (200, True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshfast.control.operations import Applied, NotFoundError
+from meshfast.control.operations import Applied, ChangedError, Expected, NotFoundError
 from meshfast.control.store import Put, Transaction
 from meshfast.errors import ConfigError
 from meshfast.resources.kinds import VirtualService
@@ -216,6 +216,71 @@ def test_a_rule_reaches_sidecars_and_goes_again(plane: Plane) -> None:
         deleted = plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
         assert actions(deleted) == [("payment", "deleted")]
         sidecar.wait_until(lambda: timeouts(sidecar) == [None], 1.0)
+
+
+SUBSETS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: payment}
+spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
+"""
+
+
+def test_what_is_needed_cannot_be_deleted(plane: Plane) -> None:
+    apply(plane, f"{SUBSETS}---\n{RULE.replace('host: payment', 'host: payment, subset: v1')}")
+    with pytest.raises(ConfigError) as refused:
+        plane.ask(plane.operations.delete("DestinationRule", "default", "payment"))
+    assert str(refused.value) == (
+        "DestinationRule default/payment: VirtualService default/payment sends to the subset 'v1' "
+        "of payment.default (change or delete it first)"
+    )
+    assert stored(plane) == ["DestinationRule/payment", "VirtualService/payment"]
+    plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+    plane.ask(plane.operations.delete("DestinationRule", "default", "payment"))
+    assert stored(plane) == []
+
+
+def test_fields_references_and_expressions_of_all_texts_come_in_one_round(plane: Plane) -> None:
+    texts = [
+        ("a.yaml", ENTRY.replace("resolution:", "resolutoin:")),
+        ("b.yaml", RULE.replace("host: payment", "host: payment, subset: v2")),
+        ("c.yaml", SUBSETS),
+        ("d.yaml", RULE.replace("payment", "order").replace("- timeout: 3s",
+                                                            "- match: [{uri: {regex: '('}}]")),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        plane.ask(plane.operations.apply_texts(texts))
+    found = [(one.file, one.path) for one in refused.value.problems]
+    assert found == [
+        ("a.yaml", "spec.resolutoin"),
+        ("b.yaml", "spec.http[0].route[0].destination.subset"),
+        ("d.yaml", "spec.http[0].match[0].uri.regex"),
+    ]
+    assert stored(plane) == []
+
+
+def test_what_was_changed_since_it_was_read_stays(plane: Plane) -> None:
+    def expect(revision: str) -> Applied:
+        one = Expected(
+            kind="VirtualService", namespace="default", name="payment", revision=revision
+        )
+        texts = [("mesh.yaml", RULE.replace("3s", "9s"))]
+        applied = plane.ask(plane.operations.apply_texts(texts, expected=[one]))
+        assert isinstance(applied, Applied)
+        return applied
+
+    read = apply(plane, RULE).revision
+    changed = apply(plane, RULE.replace("3s", "5s")).revision
+    for stale in (read, ""):
+        with pytest.raises(ChangedError, match="VirtualService default/payment was changed"):
+            expect(stale)
+    found = plane.ask(plane.operations.get("VirtualService", "default", "payment"))
+    assert found.document["spec"]["http"][0]["timeout"] == "5s"
+    assert actions(expect(changed)) == [("payment", "configured")]
+    plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+    with pytest.raises(ChangedError):
+        expect(changed)
+    assert actions(expect("")) == [("payment", "created")]
 
 
 def test_what_is_not_there_is_not_found(plane: Plane) -> None:

@@ -56,6 +56,11 @@ pub(crate) fn user_timeout(descriptor: BorrowedFd<'_>, milliseconds: u32) {
     );
 }
 
+/// `TCP_QUICKACK` (tcp(7)): acknowledges now what has come; the kernel delays again when it sees fit.
+pub(crate) fn acknowledge(descriptor: BorrowedFd<'_>) {
+    set(descriptor, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &1_i32);
+}
+
 /// Sets an option that is an optimisation: an old kernel or another socket family may refuse it.
 fn set<T>(descriptor: BorrowedFd<'_>, level: i32, name: i32, value: &T) {
     // SAFETY: `value` is valid for its own size.
@@ -79,4 +84,35 @@ pub(crate) fn descriptor_limit() -> usize {
     // SAFETY: `limit` is valid for the call.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
+/// A TCP socket of the loopback address that is its own peer.
+#[cfg(test)]
+pub(crate) fn connected_to_itself() -> io::Result<OwnedFd> {
+    let loopback = libc::in_addr {
+        s_addr: u32::from(std::net::Ipv4Addr::LOCALHOST).to_be(),
+    };
+    let mut address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: loopback,
+        sin_zero: [0; 8],
+    };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let place = std::ptr::from_mut(&mut address).cast::<libc::sockaddr>();
+    // SAFETY: `place` and `length` are valid for all three calls; the descriptor is new and ours.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let owned = OwnedFd::from_raw_fd(socket);
+        if libc::bind(socket, place, length) != 0
+            || libc::getsockname(socket, place, &mut length) != 0
+            || libc::connect(socket, place, length) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(owned)
+    }
 }

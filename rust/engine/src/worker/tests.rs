@@ -255,37 +255,6 @@ fn a_panic_ends_one_connection_and_no_other() {
     assert_eq!(rejected(&bench), [("panic".to_owned(), 1)]);
 }
 
-#[test]
-fn a_listener_with_a_workload_of_its_own_counts_for_that() {
-    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
-    let own = r#""workload":{"name":"inner","namespace":"n","app":"inner","revision":"v2"},
-        "virtual_hosts""#;
-    let front = FRONT.replace("\"virtual_hosts\"", own);
-    let cluster = cluster("c", origin.local_addr().unwrap(), "", "null");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut bench = Bench::start(listener, &document(&front, &cluster), None);
-    drop(origin);
-    let mut client = TcpStream::connect(bench.address).unwrap();
-    client.write_all(REQUEST).unwrap();
-    bench.until("it is answered", |worker| {
-        worker.exchanges.is_empty() && !worker.downstreams.is_empty()
-    });
-    let labels = bench
-        .memory
-        .series()
-        .into_iter()
-        .find_map(|series| match series {
-            crate::shared::SeriesTotals::Http(labels, _) => Some(labels),
-            _ => None,
-        });
-    let names = crate::shared::Kind::Http.labels();
-    let labels = labels.unwrap();
-    for (name, expected) in [("source_workload", "inner"), ("source_version", "v2")] {
-        let place = names.iter().position(|it| *it == name).unwrap();
-        assert_eq!(labels[place], expected);
-    }
-}
-
 const UPGRADE: &[u8] =
     b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 

@@ -85,12 +85,10 @@ impl Budget {
     /// Time has passed.
     pub(super) fn at(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        let passed_ms = now_ms.saturating_sub(self.refilled_ms);
-        let back = passed_ms.saturating_mul(u64::from(LIMITS.idle_frames_per_second)) / 1_000;
-        if back > 0 {
-            self.refilled_ms = now_ms;
-            self.give_back(u32::try_from(back).unwrap_or(u32::MAX));
-        }
+        let each_ms = 1_000 / u64::from(LIMITS.idle_frames_per_second);
+        let back = now_ms.saturating_sub(self.refilled_ms) / each_ms;
+        self.refilled_ms += back * each_ms;
+        self.give_back(u32::try_from(back).unwrap_or(u32::MAX));
     }
 
     /// A stream was opened, or DATA was sent: frames without load answer it.
