@@ -47,6 +47,7 @@ from meshfast.control.ca.rate import Rates
 from meshfast.control.ca.requests import check_request, fingerprint
 from meshfast.control.ca.tokens import Claim, JoinTokens
 from meshfast.control.store import Condition, ConflictError, Delete, Entry, Put, Store, Transaction
+from meshfast.resources.texts import CHECKS
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
 
@@ -55,7 +56,6 @@ KEYS_PREFIX: Final = "/keys/"
 REVOKED_PREFIX: Final = "/revoked/"
 #: Istio refuses to certify for longer than 90 days; a key that lives on over renewals gets a third.
 KEY_AGE_S_MAX: Final = 30 * 24 * 3600
-INSTANCE_CHARACTERS_MAX: Final = 253
 #: Somebody else used the token, or the key, at the same moment; each repetition saw one succeed.
 TRIES_MAX: Final = 100
 
@@ -235,7 +235,7 @@ class Issuance:
         self, csr_der: bytes, claim: Claim, instance: str, *, token: str = "", before: str = ""
     ) -> _Wanted:
         """Look at a request of somebody who is known by now."""
-        if not 1 <= len(instance) <= INSTANCE_CHARACTERS_MAX:
+        if CHECKS["instance"](instance) is not None:  # before it gets into a log
             raise RefusedError(Refusal.MALFORMED, "a request names the instance that it is for")
         identity = SpiffeId(self._authority.trust_domain, claim.namespace, claim.service_account)
         self._take(self._instances, f"{identity} {instance}")

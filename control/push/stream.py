@@ -206,6 +206,7 @@ class Stream:
         self.peer = peer
         self.namespace = peer.identity.namespace
         self.hello: Hello | None = None
+        self.has_left = False  # it has said goodbye and does not come back
         self._context = context
         self._reader = reader
         self._writer = writer
@@ -347,6 +348,7 @@ class Stream:
                 case Status():
                     self._status = received
                 case Goodbye():
+                    self.has_left = True
                     self.end(DRAIN, "")
 
     def _check_hello(self, hello: Hello) -> None:

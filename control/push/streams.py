@@ -30,7 +30,7 @@ __all__ = ["Streams"]
 
 #: One control plane's share; each costs a few descriptors and about 100 KiB.
 STREAMS_MAX: Final = 10_000
-#: Sidecars that are gone stay on show for an hour.
+#: Sidecars that are gone without a goodbye stay on show for an hour.
 GONE_MAX: Final = 1_000
 GONE_S: Final = 3600.0
 
@@ -87,6 +87,8 @@ class Streams:
         key = _instance(stream)
         if self._instances.get(key) is stream:
             del self._instances[key]
+            if stream.has_left:  # a job that is done is nobody to look after
+                return
             self._gone[key] = stream.status(connected=False)
             self._forget(time.time())
 

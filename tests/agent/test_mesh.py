@@ -126,6 +126,40 @@ def test_a_refused_token_is_said_and_tried_again(
     assert not agent.identities
 
 
+def test_a_start_that_cannot_join_is_said_to_be_hopeless(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    agents.append(first := MeshAgent(tmp_path / "without", control, secret=""))
+    first.pump(lambda: first.hopeless, "it gives up")
+    assert first.hopeless[0] == "no certificate that is still good, and no token to join with"
+    control.refusal = "rate: too many certificate requests; try again later"
+    agents.append(second := MeshAgent(tmp_path / "with", control))
+    second.pump(lambda: second.events("certificate refused"), "it is refused for now")
+    assert not second.hopeless
+    control.refusal = "token_used: the token has been used 1 times"
+    second.pump(lambda: second.hopeless, "it gives up")
+    assert second.hopeless[0] == f"joining was refused: {control.refusal}"
+
+
+def test_a_sidecar_that_is_in_the_mesh_never_gives_up(
+    tmp_path: Path, authority: Authority, agents: list[MeshAgent]
+) -> None:
+    control = ControlPlane(authority, ttl_s=2)
+    try:
+        agents.append(agent := MeshAgent(tmp_path, control))
+        agent.until_meshed()
+        control.refusal = "token_used: the token has been used 1 times"
+        control.stop()
+        time.sleep(2.1)  # the life of the certificate
+        control.start()
+        agent.pump(lambda: agent.events("certificate refused"), "it is refused")
+        control.refusal = ""
+        agent.pump(lambda: len(agent.identities) >= 2, "a second identity")
+        assert not agent.hopeless
+    finally:
+        control.stop()
+
+
 def test_a_server_with_another_root_gets_no_secret(
     tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
 ) -> None:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from meshfast.telemetry.families import AgentFacts
     from meshfast.telemetry.source import Source
 
-__all__ = ["Keys", "Mesh", "MeshSettings"]
+__all__ = ["IDENTITY", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
 
 IDENTITY, RESOURCES = "identity", "resources"
 JOINING = "joining"
@@ -183,6 +183,7 @@ class Mesh:
             on_open=self._on_open,
             on_activity=self._take_pushes,
             on_lost=self._on_lost,
+            on_hopeless=self._on_hopeless,
         )
 
     def start(self) -> None:
@@ -471,6 +472,11 @@ class Mesh:
         self._facts.control_plane_lost_at = time.monotonic()
         self._facts.control_plane_losses += 1
         self._check_withdrawn()
+
+    def _on_hopeless(self, reason: str) -> None:
+        """Have the start ended: nobody waits for a sidecar that cannot join."""
+        if not self.is_meshed:
+            self._control.send({"type": "hopeless", "reason": reason})
 
     def _report(self) -> None:
         if self._link.is_open:

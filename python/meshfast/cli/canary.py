@@ -20,9 +20,9 @@ from meshfast.cli.operator import (
     OperatorApi,
     difference,
     operator_options,
-    show,
     warn,
 )
+from meshfast.cli.output import show
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy.canary import (
     Service,

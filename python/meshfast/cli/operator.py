@@ -28,7 +28,7 @@ from meshfast.cli.control import default_state_dir
 from meshfast.control.api import BODY_BYTES_MAX, SOCKET_NAME
 from meshfast.errors import ConfigError, MeshfastError, Problem
 
-__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "show", "table", "warn"]
+__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "table", "warn"]
 
 ANSWER_S = 30.0
 START_HINT = "start it with `meshfast control`, or name its --state-dir"
@@ -42,7 +42,7 @@ def operator_options(command: F) -> F:
     )(command)
     return click.option(
         "--state-dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=False, path_type=Path),  # `ask` says who may
         help="As given to `control`.  [default: ~/.local/state/meshfast/control]",
     )(command)
 
@@ -152,16 +152,6 @@ def _lines(change: dict[str, Any], new: str) -> Iterator[str]:
 def _coloured(line: str) -> str:
     colours = {"@": "cyan", "+": "green", "-": "red"}
     return click.style(line, fg=colours[line[0]]) if line[:1] in colours else line
-
-
-def show(answer: object, output: str, text: Callable[[], str]) -> None:
-    """Print an answer as JSON or YAML, or as the text that is made of it for people."""
-    if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(answer)).decode())
-    elif output == "yaml":
-        print(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), end="")
-    else:
-        print(text())
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -41,8 +41,12 @@ use crate::worker::{self, Worker};
 /// For a TLS handshake to be done (row T10).
 const HANDSHAKE_TIMEOUT_MS: u64 = 5_000;
 
-/// How long a leg without streams is kept (ztunnel's `pool_unused_release_timeout`).
+/// How long the dialling side keeps a leg without streams (ztunnel's `pool_unused_release_timeout`).
 const IDLE_TIMEOUT_MS: u64 = 300_000;
+
+/// The same for the accepting side. Later, because a call may be on its way from a caller's proxy that
+/// has not closed yet: this side only asks it to, as in a drain.
+const ACCEPTED_IDLE_TIMEOUT_MS: u64 = 2 * IDLE_TIMEOUT_MS;
 
 /// For a peer's proxy to hear that we leave. One that is stopped does not hold us up longer.
 const LEAVE_TIMEOUT_MS: u64 = 1_000;
@@ -66,14 +70,14 @@ pub(crate) struct Leg {
     peer: Peer,
     /// Who the peer is.
     identity: Option<Rc<str>>,
-    /// Of a leg we dialled: the endpoint.
-    endpoint: Option<(u32, Address)>,
+    /// Of a leg we dialled.
+    endpoint: Option<Endpoint>,
     /// Of a leg we accepted: the listener.
     listener: usize,
     /// Takes no further stream of ours: the peer leaves, one of the certificates is an old one. Of a
     /// leg we accepted: the peer has been told that we leave.
     is_leaving: bool,
-    /// When it will have been without streams for long enough, unless it has one then.
+    /// When it will have been without streams for too long, unless it has one then.
     idle_ms: u64,
     /// When a peer that we leave counts as told.
     told_ms: u64,
@@ -83,6 +87,15 @@ pub(crate) struct Leg {
     /// Upstream sessions that wait for the handshake.
     waiting: Vec<usize>,
     streams: FxHashMap<u32, Key>,
+}
+
+/// Whom a leg was dialled for. The same address may be another service's a moment later.
+#[derive(Debug)]
+struct Endpoint {
+    slot: u32,
+    address: Address,
+    /// Who must answer there; the handshake has checked it, or will.
+    expected: Box<str>,
 }
 
 /// What a stream of a leg says of its caller.
@@ -126,6 +139,15 @@ impl Leg {
     #[cfg(test)]
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_leaving
+    }
+
+    /// From now on it is idle, or would be but for its streams.
+    fn rest(&mut self, now_ms: u64) {
+        self.idle_ms = now_ms
+            + match self.role {
+                Role::Client => IDLE_TIMEOUT_MS,
+                Role::Server => ACCEPTED_IDLE_TIMEOUT_MS,
+            };
     }
 
     /// Whether nothing hangs on it any more: no stream, nobody who waits for one, nothing unsent.
@@ -207,15 +229,16 @@ impl Worker {
     }
 
     fn leg_to(&mut self, dial: &Dial, slot: u32, expected: &str) -> Result<usize, String> {
-        let known = self.legs_to.get(&slot).copied();
-        if let Some(leg) = known.and_then(|leg_id| self.legs.get(leg_id))
-            && leg.has_room()
-            && leg
-                .endpoint
-                .as_ref()
-                .is_some_and(|(_, address)| *address == dial.address)
+        if let Some(leg_id) = self.legs_to.get(&slot).copied()
+            && let Some(leg) = self.legs.get(leg_id)
         {
-            return Ok(known.expect("a leg was just found by it"));
+            let is_to = |it: &Endpoint| it.address == dial.address && *it.expected == *expected;
+            if !leg.endpoint.as_ref().is_some_and(is_to) {
+                // The slot, or who is called there, has changed: nobody calls by it any more.
+                self.leave_dialled(leg_id);
+            } else if leg.has_room() {
+                return Ok(leg_id);
+            }
         }
         let identity = self.identity.as_ref().ok_or("no identity yet")?;
         let tls = Tls::client(identity, expected).map_err(|failure| failure.0.to_owned())?;
@@ -225,7 +248,11 @@ impl Worker {
         session.tls = Some(Box::new(tls));
         session.io.writable = false;
         let mut leg = Leg::new(session, Role::Client);
-        leg.endpoint = Some((slot, dial.address.clone()));
+        leg.endpoint = Some(Endpoint {
+            slot,
+            address: dial.address.clone(),
+            expected: expected.into(),
+        });
         let leg_id = self
             .add_leg(leg)
             .ok_or("the event loop takes no more sockets")?;
@@ -362,7 +389,7 @@ impl Worker {
         leg.expires_us = peer.expires_s.saturating_mul(1_000_000);
         let left_us = leg.expires_us.saturating_sub(wall_us);
         leg.leave_us = leg.expires_us - left_us / LEFT_BEFORE_EXPIRY;
-        leg.idle_ms = self.clock.now_ms() + IDLE_TIMEOUT_MS;
+        leg.rest(self.clock.now_ms());
         leg.connection = Some(Connection::new(leg.role, leg.session.output.tail()));
         let waiting = std::mem::take(&mut leg.waiting);
         self.arm_leg(leg_id);
@@ -389,6 +416,7 @@ impl Worker {
     }
 
     fn act_on(&mut self, leg_id: usize, told: Told) {
+        let now_ms = self.clock.now_ms();
         let leg = &mut self.legs[leg_id];
         match told {
             Told::Woken(key) => self.queue(key),
@@ -405,6 +433,7 @@ impl Worker {
             Told::Opened(stream, port, carries) => self.take_stream(leg_id, stream, port, carries),
             Told::Reset(stream, code) => {
                 if let Some(key) = leg.streams.remove(&stream) {
+                    leg.rest(now_ms);
                     if let Key::Upstream(id) = key
                         && code == ErrorCode::RefusedStream
                     {
@@ -556,10 +585,12 @@ impl Worker {
         let Some((leg_id, stream)) = stream.leg() else {
             return;
         };
+        let now_ms = self.clock.now_ms();
         let Some(leg) = self.legs.get_mut(leg_id) else {
             return;
         };
         leg.streams.remove(&stream);
+        leg.rest(now_ms);
         if let Some(connection) = &mut leg.connection {
             let output = leg.session.output.tail();
             connection.consumed(stream, unused as usize, output);
@@ -573,28 +604,30 @@ impl Worker {
     pub(crate) fn leg_timer(&mut self, leg_id: usize) {
         let (now_ms, wall_us) = (self.clock.now_ms(), self.clock.wall_us());
         let leg = &mut self.legs[leg_id];
+        let is_idle = now_ms >= leg.idle_ms && leg.streams.is_empty();
+        if now_ms >= leg.idle_ms {
+            leg.rest(now_ms);
+        }
         let Some(connection) = &mut leg.connection else {
             self.rejected("tls.handshake_timeout");
             return self.leg_failed(leg_id, "tls.handshake_timeout");
         };
-        if now_ms >= leg.idle_ms {
-            if leg.streams.is_empty() {
-                return self.leg_failed(leg_id, "idle");
-            }
-            leg.idle_ms = now_ms + IDLE_TIMEOUT_MS;
-        }
+        let has_left = connection.has_left();
         let is_told = now_ms >= leg.told_ms || wall_us >= leg.expires_us;
-        if leg.role == Role::Server && is_told && !connection.has_left() {
+        if is_idle && (leg.role == Role::Client || has_left) {
+            return self.leg_failed(leg_id, "idle");
+        }
+        if leg.role == Role::Server && is_told && !has_left {
             leg.is_leaving = true;
             connection.go_away(ErrorCode::NoError, leg.session.output.tail());
             self.dirty(Key::Leg(leg_id));
-        } else if wall_us >= leg.leave_us && !leg.is_leaving {
+        } else if is_idle || wall_us >= leg.leave_us {
             self.leave(leg_id);
         }
         self.arm_leg(leg_id);
     }
 
-    /// Sets a leg's next deadline. Never further off than [`IDLE_TIMEOUT_MS`], so that a step of the
+    /// Sets a leg's next deadline. Never further off than the time it may be idle, so that a step of the
     /// time of day is noticed.
     fn arm_leg(&mut self, leg_id: usize) {
         let leg = &self.legs[leg_id];
@@ -637,12 +670,17 @@ impl Worker {
         let dialled = self.legs.iter().filter(|(_, leg)| leg.role == Role::Client);
         let dialled: Vec<usize> = dialled.map(|(leg_id, _)| leg_id).collect();
         for leg_id in dialled {
-            // In a handshake it has no deadline but that one; who waits for it still goes over it.
-            if self.legs[leg_id].connection.is_some() {
-                self.leave(leg_id);
-            } else {
-                self.legs[leg_id].is_leaving = true;
-            }
+            self.leave_dialled(leg_id);
+        }
+    }
+
+    /// Leaves a leg that we dialled.
+    fn leave_dialled(&mut self, leg_id: usize) {
+        // In a handshake it has no deadline but that one; who waits for it still goes over it.
+        if self.legs[leg_id].connection.is_some() {
+            self.leave(leg_id);
+        } else {
+            self.legs[leg_id].is_leaving = true;
         }
     }
 
@@ -696,10 +734,10 @@ impl Worker {
         let mut leg = self.legs.remove(leg_id);
         leg.session.flush(&mut self.blocks);
         self.timers.disarm(Key::Leg(leg_id));
-        if let Some((slot, _)) = leg.endpoint
-            && self.legs_to.get(&slot) == Some(&leg_id)
+        if let Some(Endpoint { slot, .. }) = &leg.endpoint
+            && self.legs_to.get(slot) == Some(&leg_id)
         {
-            self.legs_to.remove(&slot);
+            self.legs_to.remove(slot);
         }
         for upstream_id in std::mem::take(&mut leg.waiting) {
             let exchange = self.upstreams.get(upstream_id).and_then(|it| it.exchange);

@@ -16,7 +16,7 @@ use crate::buffer::{HIGH_WATERMARK, SEND_AT_ONCE};
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination, Half, Moved, STREAM_IDLE_MS, Stage};
 use crate::head;
-use crate::listener::is_out_of_descriptors;
+use crate::listener::{Listener, is_out_of_descriptors};
 use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
 use crate::stream::Stream;
@@ -139,11 +139,7 @@ impl Worker {
         let Some((dial, slot, principal)) = self.choose(exchange_id) else {
             return self.fail(exchange_id, Failure::NoHealthyUpstream);
         };
-        if self
-            .listeners
-            .iter()
-            .any(|listener| listener.is_reached_by(&dial))
-        {
+        if self.comes_back(&dial, principal.is_some()) {
             return self.fail(exchange_id, Failure::RequestLoop);
         }
         let exchange = &mut self.exchanges[exchange_id];
@@ -166,6 +162,17 @@ impl Worker {
             }
             None => self.connect(exchange_id, &dial, slot),
         }
+    }
+
+    /// Whether a dial would lead to one of our own listeners, to be sent out again (row R5). The
+    /// application may call its own service: by mutual TLS, to where calls for the application come in
+    /// and whence they go nowhere else.
+    fn comes_back(&self, dial: &Dial, is_by_leg: bool) -> bool {
+        let leads_out = |it: &&Listener| !(is_by_leg && it.is_inbound());
+        self.listeners
+            .iter()
+            .filter(leads_out)
+            .any(|listener| listener.is_reached_by(dial))
     }
 
     /// Where to, the endpoint's slot, and who must answer there when it is called by mutual TLS.

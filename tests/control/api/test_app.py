@@ -37,6 +37,10 @@ def test_a_token_is_made_listed_and_revoked(api: Api) -> None:
     assert message(api.ask("DELETE", "/v1/tokens/none")) == (404, "there is no token 'none'")
 
 
+def test_a_slash_too_many_is_not_answered_by_a_redirection(api: Api) -> None:
+    assert message(api.ask("DELETE", "/v1/tokens/"))[0] == 404
+
+
 def test_files_are_applied_together_read_and_removed(api: Api) -> None:
     status, applied = api.ask("PUT", "/v1/resources", texts(("a", RULE), ("b", ENTRY)))
     assert status == 200

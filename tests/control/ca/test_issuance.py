@@ -104,7 +104,7 @@ def test_a_faulty_request_does_not_use_the_token_up(
     issuance.join(csr(), id, secret, "i1")
 
 
-@pytest.mark.parametrize("instance", ["", "x" * 254])
+@pytest.mark.parametrize("instance", ["", "a\n\x1b[31m", "_a", "x" * 254])
 def test_a_request_names_its_instance(issuance: Issuance, instance: str) -> None:
     with pytest.raises(RefusedError) as refused:
         issuance.join(csr(), *token(issuance), instance)

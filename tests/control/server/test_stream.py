@@ -11,6 +11,7 @@ from meshfast.control.push.stream import StreamLimits
 from meshfast.discovery import (
     ClientSession,
     Code,
+    Goodbye,
     Hello,
     Node,
     Port,
@@ -105,6 +106,22 @@ def test_a_clean_goodbye_removes_a_workload_at_once_and_a_lost_one_after_the_gra
         assert instances(plane) == ["lost"]
         wait(lambda: instances(plane) == [])
         assert time.monotonic() - left_s > 1.2
+
+
+def test_a_job_that_has_said_goodbye_is_not_shown_any_more(plane: Plane) -> None:
+    with (
+        Sidecar.join(plane.token("payment"), "job") as job,
+        Sidecar.join(plane.token("payment"), "lost") as lost,
+    ):
+        job.wait_open()
+        lost.wait_open()
+        wait(lambda: statuses(plane).keys() == {"job", "lost"})
+        job.register(0)
+        job.send(Goodbye("drain"))
+        assert job.ended().code == "drain"
+        lost.disconnect()
+        wait(lambda: [one.connected for one in statuses(plane).values()] == [False])
+        assert statuses(plane).keys() == {"lost"}
 
 
 def test_a_workload_that_returns_within_the_grace_was_never_gone(start: Start) -> None:

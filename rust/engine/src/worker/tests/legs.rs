@@ -239,6 +239,95 @@ fn nothing_is_sent_to_another_than_the_called_service() {
 }
 
 #[test]
+fn a_leg_carries_nothing_for_another_identity_at_its_address() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    let document = mesh.near.worker.generation.snapshot.to_document();
+    let document = String::from_utf8(document).unwrap();
+    let of_another = document.replace(PAYMENT, ORDER);
+    let snapshot = Snapshot::from_document(of_another.as_bytes()).unwrap();
+    let generation = Generation::new(snapshot);
+    mesh.near.worker.apply(generation, 2);
+
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    assert_eq!(mesh.read(&mut client, 12), b"HTTP/1.1 503");
+    application.set_nonblocking(true).unwrap();
+    assert!(application.accept().is_err(), "the application saw nothing");
+    let log = String::from_utf8(mesh.near.memory.drain_access_log(100_000)).unwrap();
+    assert!(log.contains("tls.peer_is_another"), "{log}");
+    mesh.answer(&mut early);
+    mesh.until("the leg to the former one is closed", |near, far| {
+        near.legs.is_empty() && far.legs.is_empty()
+    });
+}
+
+/// A worker that is both ends: calls come to `front`, and those for its application to `address`.
+fn alone(front: TcpListener, application: SocketAddr, address: &str) -> Bench {
+    let inbound = TcpListener::bind(address).unwrap();
+    let endpoint = SocketAddr::from(([127, 0, 0, 1], inbound.local_addr().unwrap().port()));
+    let port = application.port();
+    let own = format!("outbound|{port}||c.default");
+    let clusters = [
+        cluster(&own, endpoint, PAYMENT, r#"{"mode":"ISTIO_MUTUAL"}"#),
+        cluster(&format!("inbound|{port}||"), application, "", "null")
+            .replace("\"slot\":5", "\"slot\":6"),
+    ];
+    let outbound = FRONT.replace("\"cluster\":\"c\"", &format!("\"cluster\":\"{own}\""));
+    let listeners = [outbound, INBOUND.replace("front", "inbound")].join(",");
+    let authority = Authority::new();
+    let mut bench = Bench::start(
+        front,
+        &document(&listeners, &clusters.join(",")),
+        Some(&hand_over(&authority, PAYMENT, LIFE)),
+    );
+    bench
+        .worker
+        .add_listener("inbound".to_owned(), inbound.into());
+    bench
+}
+
+#[test]
+fn an_application_may_call_its_own_service() {
+    for address in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let application = TcpListener::bind("127.0.0.1:0").unwrap();
+        let front = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut bench = alone(front, application.local_addr().unwrap(), address);
+        let mut client = TcpStream::connect(bench.address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        bench.until("it is at the application", |worker| {
+            worker
+                .exchanges
+                .iter()
+                .any(|(_, it)| it.caller.is_some() && it.sent_us > 0)
+        });
+        let (mut served, _) = application.accept().unwrap();
+        served.write_all(ANSWER).unwrap();
+        bench.until("it is answered", |worker| worker.exchanges.is_empty());
+        let mut answer = vec![0; ANSWER.len()];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, ANSWER);
+    }
+}
+
+#[test]
+fn a_call_that_leaves_again_by_the_outbound_listener_is_a_loop() {
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = front.local_addr().unwrap();
+    // It is called an application.
+    let mut bench = alone(front, address, "127.0.0.1:0");
+    let mut client = TcpStream::connect(bench.address).unwrap();
+    client.write_all(REQUEST).unwrap();
+    bench.until("it is answered", |worker| {
+        worker.exchanges.is_empty() && !worker.legs.is_empty()
+    });
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 508");
+}
+
+#[test]
 fn plain_text_at_the_inbound_listener_gets_nothing() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
     application.set_nonblocking(true).unwrap();
@@ -497,9 +586,10 @@ fn an_expired_caller_opens_no_stream_and_keeps_those_it_has() {
     assert_eq!(mesh.far.worker.exchanges.len(), 1);
     application.set_nonblocking(true).unwrap();
     assert!(application.accept().is_err(), "the application saw nothing");
-    let refused = ("tls.certificate_expired".to_owned(), 1);
-    assert!(rejected(&mesh.far).contains(&refused));
     assert_eq!(mesh.read(&mut client, 12), b"HTTP/1.1 503");
+    // It never reached the application, so it was tried three times.
+    let refused = ("tls.certificate_expired".to_owned(), 3);
+    assert_eq!(rejected(&mesh.far), [refused]);
     mesh.until("no leg is left for further ones", |near, _| {
         near.legs.iter().all(|(_, leg)| leg.is_leaving())
     });
@@ -527,6 +617,58 @@ fn a_call_on_its_way_when_the_application_leaves_is_still_taken() {
     mesh.answer(&mut (client, early.1));
     mesh.until("the last call has ended", |_, far| {
         far.inbound == Inbound::Left
+    });
+}
+
+/// After which a caller's proxy closes a leg that carries nothing.
+const IDLE: Duration = Duration::from_secs(300);
+
+#[test]
+fn a_leg_is_idle_from_the_end_of_its_last_call_on() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut call = mesh.call(&application);
+    let second = Duration::from_secs(1);
+    mesh.advance(IDLE - second);
+    mesh.answer(&mut call);
+    mesh.until("the call is over", |near, far| {
+        near.exchanges.is_empty() && far.exchanges.is_empty()
+    });
+    for (by, legs) in [(IDLE - second, 1), (2 * second, 0)] {
+        mesh.advance(by);
+        for _ in 0..10 {
+            mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
+            mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
+        }
+        assert_eq!(mesh.near.worker.legs.len(), legs);
+        assert_eq!(mesh.far.worker.legs.len(), legs);
+    }
+}
+
+#[test]
+fn a_call_on_its_way_on_a_leg_that_was_idle_for_long_is_taken() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut early = mesh.call(&application);
+    mesh.answer(&mut early);
+    mesh.until("the call is over", |_, far| far.downstreams.is_empty());
+    // A caller's proxy that was stopped has not closed it; now both look at their clocks at once.
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    mesh.near.until("a call is on its way", |worker| {
+        worker.upstreams.iter().any(|(_, it)| it.is_connected)
+    });
+    mesh.far.worker.clock.advance(3 * IDLE);
+    let (leg_id, _) = mesh.far.worker.legs.iter().next().unwrap();
+    mesh.far.worker.leg_timer(leg_id);
+    mesh.until("it is at the application", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    mesh.answer(&mut (client, application.accept().unwrap().0));
+    mesh.until("the caller's proxy has closed it", |near, far| {
+        near.legs.is_empty() && far.legs.is_empty()
     });
 }
 
