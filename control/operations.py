@@ -333,14 +333,14 @@ class Operations:
     async def workloads(self) -> Sequence[WorkloadView]:
         """Show the registered workloads."""
         connected = {
-            (stream.namespace, stream.hello.node.instance)
+            (str(stream.peer.identity), stream.hello.node.instance)
             for stream in self._streams
             if stream.hello is not None
         }
         return [
             WorkloadView(
                 workload=workload,
-                connected=(workload.namespace, workload.instance) in connected,
+                connected=(workload.identity, workload.instance) in connected,
             )
             for workload in sorted(
                 self._mesh.workloads(), key=lambda one: (one.namespace, one.service, one.instance)

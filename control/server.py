@@ -227,7 +227,7 @@ class ControlPlane:
             await asyncio.sleep(self._registry.keep_alive_ms / 1000)
             for stream, record in self._registry.keep_alive():
                 with suppress(StoreError):
-                    await self._registry.register(stream, record)
+                    await self._registry.register_again(stream, record)
 
     async def _renew(self) -> None:
         """Keep our own certificate, and the issuer, young."""

@@ -1,7 +1,7 @@
 """The state that sidecars see, in memory: resources, workloads and revoked identities.
 
     /resources/<kind>/<namespace>/<name>   a resource in JSON
-    /workloads/<namespace>/<instance>      a registered workload
+    /workloads/<namespace>/<sa>/<instance> a registered workload
     /revoked/<namespace>/<sa>              an identity that gets nothing any more
 
 Read once, page by page at one revision, then kept up by one watch over all keys. If the watch falls
@@ -195,6 +195,5 @@ class Mesh:
 
 
 def _identity_key(record: WorkloadRecord) -> tuple[str, str]:
-    """Take namespace and service account out of a SPIFFE id that we wrote."""
-    *_, namespace, _, account = record.identity.split("/")
-    return namespace, account
+    """Name the identity as its revocation does."""
+    return record.namespace, record.account

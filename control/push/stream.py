@@ -34,7 +34,7 @@ from meshfast.control.ca import Issuance, Issued, IssuedRecord, Peer, RefusedErr
 from meshfast.control.push.progress import Progress
 from meshfast.control.push.status import SidecarStatus, overall, text
 from meshfast.control.registry import Registry, WorkloadRecord, claim_problem
-from meshfast.control.registry.registry import TakenError
+from meshfast.control.registry.registry import ShareError
 from meshfast.control.registry.workload import is_instance
 from meshfast.control.store import StoreError
 from meshfast.discovery import (
@@ -390,14 +390,14 @@ class Stream:
         problem = claim_problem(registration, self.namespace, self._record.service)
         if problem is not None:
             raise DiscoveryError(Code.UNAUTHORIZED, f"registration of {identity}: {problem}")
-        instance = self.hello.node.instance
+        record = WorkloadRecord.of(registration, self.hello.node.instance, str(identity))
         registry = self._context.registry
         if not registration.ports:
-            await registry.deregister(self, self.namespace, instance)
+            await registry.deregister(self, record.key)
             return
         try:
-            await registry.register(self, WorkloadRecord.of(registration, instance, str(identity)))
-        except TakenError as error:
+            await registry.register(self, record)
+        except ShareError as error:
             raise DiscoveryError(Code.UNAUTHORIZED, str(error)) from error
 
     async def _wait_for_credit(self) -> None:

@@ -1,9 +1,11 @@
 """A registered workload as the store keeps it, and what a stream may register.
 
-    /workloads/<namespace>/<instance>    WorkloadRecord in JSON, with the lease of its stream
+    /workloads/<namespace>/<service account>/<instance>
+                                       WorkloadRecord in JSON, with the lease of its stream
 
-The identity in a record is the certificate's, never the message's; service and namespace are
-compared with what the certificate was issued for. The address is believed: whoever lies about it
+The identity in a record, and in its key, is the certificate's, never the message's: nobody can take
+an instance of another identity. Service, namespace and instance are compared with what the
+certificate was issued for. The address is believed: whoever lies about it
 harms its own service only, since callers verify the identity that they find there.
 
 Tests: tests/control/registry/test_workload.py.
@@ -38,6 +40,16 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     healthy: bool = False
 
+    @property
+    def account(self) -> str:
+        """The service account of the identity."""
+        return self.identity.rpartition("/")[2]
+
+    @property
+    def key(self) -> str:
+        """Where the store has it."""
+        return workload_key(self.namespace, self.account, self.instance)
+
     @classmethod
     def of(cls, registration: Registration, instance: str, identity: str) -> WorkloadRecord:
         """Join what a workload says with what its certificate says."""
@@ -54,9 +66,9 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def workload_key(namespace: str, instance: str) -> str:
-    """Name the key of a workload."""
-    return f"{WORKLOADS_PREFIX}{namespace}/{instance}"
+def workload_key(namespace: str, account: str, instance: str) -> str:
+    """Name the key of a workload: an instance of an identity."""
+    return f"{WORKLOADS_PREFIX}{namespace}/{account}/{instance}"
 
 
 def is_instance(text: str) -> bool:
