@@ -43,6 +43,7 @@ from meshfast.control.store import (
     Put,
     Store,
     Transaction,
+    scan_all,
 )
 from meshfast.control.translate import MeshService, check, mesh_services, orphans
 from meshfast.discovery import JoinToken
@@ -428,13 +429,7 @@ class Operations:
 
     def _entries(self) -> Sequence[Entry]:
         """Read every resource at one revision."""
-        listing = self._store.scan(RESOURCES_PREFIX)
-        found = list(listing.entries)
-        while listing.more:
-            after = listing.entries[-1].key
-            listing = self._store.scan(RESOURCES_PREFIX, at=listing.revision, after=after)
-            found += listing.entries
-        return found
+        return list(scan_all(self._store, RESOURCES_PREFIX, of_one_revision=True))
 
 
 def _read(texts: Sequence[tuple[str, str]]) -> Reading:

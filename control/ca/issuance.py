@@ -30,7 +30,7 @@ Tests: tests/control/ca/test_issuance.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,7 +46,16 @@ from meshfast.control.ca.peer import Peer
 from meshfast.control.ca.rate import Rates
 from meshfast.control.ca.requests import check_request, fingerprint
 from meshfast.control.ca.tokens import Claim, JoinTokens
-from meshfast.control.store import Condition, ConflictError, Delete, Entry, Put, Store, Transaction
+from meshfast.control.store import (
+    Condition,
+    ConflictError,
+    Delete,
+    Entry,
+    Put,
+    Store,
+    Transaction,
+    scan_all,
+)
 from meshfast.resources.texts import CHECKS
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
@@ -215,11 +224,11 @@ class Issuance:
         """Remove the records of what cannot be renewed any more; say how many."""
         now_s = self._clock_s()
         old = []
-        for entry in self._entries(ISSUED_PREFIX):
+        for entry in scan_all(self._store, ISSUED_PREFIX):
             issued = msgspec.json.decode(entry.value, type=IssuedRecord)
             if now_s >= issued.not_after_s + (0 if issued.left else self._expired_s):
                 old.append(entry)
-        for entry in self._entries(KEYS_PREFIX):
+        for entry in scan_all(self._store, KEYS_PREFIX):
             key = msgspec.json.decode(entry.value, type=_KeyRecord)
             if now_s >= key.not_after_s + self._expired_s:
                 old.append(entry)
@@ -326,14 +335,6 @@ class Issuance:
         if now_s - known.since_s > KEY_AGE_S_MAX:
             raise RefusedError(Refusal.KEY_AGE, "the key has been certified for 30 days: change it")
         return known.since_s
-
-    def _entries(self, prefix: str) -> Iterator[Entry]:
-        after, more = "", True
-        while more:
-            listing = self._store.scan(prefix, after=after)
-            yield from listing.entries
-            more = listing.more
-            after = listing.entries[-1].key if listing.entries else ""
 
     def _take_as_stranger(self, address: str) -> None:
         """Check 7 of somebody who is not known yet."""

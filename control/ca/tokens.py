@@ -21,7 +21,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Final
@@ -31,7 +31,16 @@ from msgspec import Meta
 
 from meshfast.control.ca.error import Refusal, RefusedError
 from meshfast.control.ca.identity import CONTROL_NAMESPACE
-from meshfast.control.store import Condition, ConflictError, Delete, Entry, Put, Store, Transaction
+from meshfast.control.store import (
+    Condition,
+    ConflictError,
+    Delete,
+    Entry,
+    Put,
+    Store,
+    Transaction,
+    scan_all,
+)
 from meshfast.errors import ConfigError
 from meshfast.resources.texts import CHECKS
 
@@ -157,7 +166,7 @@ class JoinTokens:
 
     def records(self) -> list[TokenRecord]:
         """Return all tokens, in the order of their ids."""
-        return [_record(entry) for entry in self._entries()]
+        return [_record(entry) for entry in scan_all(self._store, PREFIX)]
 
     def revoke(self, id: str) -> bool:
         """End a token; what joined with it stays. Say whether there is such a token."""
@@ -177,18 +186,10 @@ class JoinTokens:
     def forget_expired(self, *, after_s: int) -> int:
         """Remove tokens that have been expired for so long; say how many."""
         limit = self._clock_s() - after_s
-        old = [entry for entry in self._entries() if _record(entry).expires_s < limit]
+        old = [entry for entry in scan_all(self._store, PREFIX) if _record(entry).expires_s < limit]
         for entry in old:
             self._store.transact(Transaction((Delete(entry.key),)))
         return len(old)
-
-    def _entries(self) -> Iterator[Entry]:
-        after, more = "", True
-        while more:
-            listing = self._store.scan(PREFIX, after=after)
-            yield from listing.entries
-            more = listing.more
-            after = listing.entries[-1].key if listing.entries else ""
 
 
 def _check(claim: Claim, uses: int, ttl_s: int) -> None:

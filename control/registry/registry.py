@@ -40,6 +40,7 @@ from meshfast.control.store import (
     Put,
     Store,
     Transaction,
+    scan_all,
 )
 from meshfast.errors import MeshfastError
 
@@ -98,13 +99,7 @@ class Registry:
 
     def adopt(self) -> int:
         """Keep alive what a former control plane left, for a while; say how many."""
-        entries: list[Entry] = []
-        after, more = "", True
-        while more:
-            listing = self._store.scan(WORKLOADS_PREFIX, after=after)
-            entries += listing.entries
-            more = listing.more
-            after = listing.entries[-1].key if listing.entries else ""
+        entries = list(scan_all(self._store, WORKLOADS_PREFIX))
         first_ms = self._clock_ms() + self._adoption_ms
         for at, entry in enumerate(entries):
             until_ms = first_ms + self._adoption_spread_ms * at // len(entries)

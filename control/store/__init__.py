@@ -26,6 +26,7 @@ from meshfast.control.store.contract import (
     UnknownRevisionError,
     UnsafeFileError,
     Watch,
+    scan_all,
 )
 from meshfast.control.store.sqlite import SqliteStore
 
@@ -53,4 +54,5 @@ __all__ = [
     "UnknownRevisionError",
     "UnsafeFileError",
     "Watch",
+    "scan_all",
 ]

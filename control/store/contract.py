@@ -41,7 +41,7 @@ Tests: tests/control/store/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -72,6 +72,7 @@ __all__ = [
     "UnknownRevisionError",
     "UnsafeFileError",
     "Watch",
+    "scan_all",
 ]
 
 
@@ -312,3 +313,16 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Finish accepted writes and let go of the files. May be called twice."""
+
+
+def scan_all(store: Store, prefix: str, *, of_one_revision: bool = False) -> Iterator[Entry]:
+    """Give every entry below `prefix`, page by page, in key order.
+
+    Without `of_one_revision` each page is of the moment at which it is read. Raises as `scan`.
+    """
+    listing = store.scan(prefix)
+    yield from listing.entries
+    while listing.more:
+        at = listing.revision if of_one_revision else None
+        listing = store.scan(prefix, at=at, after=listing.entries[-1].key)
+        yield from listing.entries

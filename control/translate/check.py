@@ -13,11 +13,11 @@ Tests: tests/control/translate/test_check.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 from meshfast.control.translate.hosts import Hosts, completed, destinations, mesh_bound
 from meshfast.control.translate.services import MeshService, labels_of
-from meshfast.errors import ConfigError, Problem
+from meshfast.errors import ConfigError, Problem, in_file_order
 from meshfast.policy import names
 from meshfast.policy.clusters import check_entries, check_selected, selects, warn_of_selection
 from meshfast.policy.destination_rules import check_subsets, warn_of_subsets
@@ -54,7 +54,9 @@ def check(
     was wrong with resources that could not be read, `unread` their kinds. Raises `ConfigError` with
     everything that is wrong.
     """
-    hosts = Hosts.of([*stored, *new], services)
+    all = [*stored, *new]
+    hosts, index = Hosts.of(all, services), Index.of(all)
+    files = {item.origin.file for item in new}  # what is stored is of others
     entries = [
         Entry(item.resource, item.origin)
         for item in new
@@ -63,23 +65,23 @@ def check(
     problems = [
         *refused,
         *_check_kinds(new),
-        *_check_duplicates(new, stored),
+        *(one for one in index.problems if one.file in files),  # names and hosts that occur twice
         *_check_service_entries(new, hosts),
-        *_check_selected(new, stored),
+        *_check_selected(index, files),
         *_check_hosts_once(entries, stored),
         *_check_routes(entries, hosts, unread),
-        *_check_rules(new, hosts),
+        *_check_rules(new, hosts, files),
         *check_expressions(entries, build),
     ]
     if problems:
-        raise ConfigError(_in_file_order(problems))
+        raise ConfigError(in_file_order(problems))
     warnings = [
         *(problem for item in new for problem in item.warnings),
         *_warn_of_routes(entries, hosts),
         *_warn_of_rules(new, hosts),
-        *_warn_of_selection(new, stored),
+        *(one for one in warn_of_selection(index.entries, index.workloads) if one.file in files),
     ]
-    return _in_file_order(warnings)
+    return in_file_order(warnings)
 
 
 def orphans(resources: Sequence[Loaded]) -> Iterator[tuple[Entry[VirtualService], str, str]]:
@@ -94,10 +96,6 @@ def orphans(resources: Sequence[Loaded]) -> Iterator[tuple[Entry[VirtualService]
         for key, subset in sorted(found):
             if hosts.index.subset(key, subset) is None:
                 yield rule, key, subset
-
-
-def _in_file_order(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda one: (one.file, one.line, one.column))
 
 
 def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
@@ -120,17 +118,6 @@ def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
                     yield item.origin.problem(message, "spec", "tcp")
 
 
-def _check_duplicates(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
-    """Refuse two resources of a name, and two ServiceEntries of a host."""
-    files = _files(new)
-    yield from (one for one in Index.of([*stored, *new]).problems if one.file in files)
-
-
-def _files(new: Iterable[Loaded]) -> set[str]:
-    """Name the files; what is stored is of others."""
-    return {item.origin.file for item in new}
-
-
 def _check_service_entries(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Problem]:
     for item in new:
         if not isinstance(item.resource, ServiceEntry):
@@ -144,10 +131,8 @@ def _check_service_entries(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Prob
                 yield item.origin.problem(message, "spec", "hosts", position)
 
 
-def _check_selected(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
+def _check_selected(index: Index, files: Container[str]) -> Iterator[Problem]:
     """Refuse selectors and WorkloadEntries that do not go together, at the one that is new."""
-    files = _files(new)
-    index = Index.of([*stored, *new])
     for entry in index.entries:
         for problem in check_selected([entry], index.workloads):
             if problem.file in files:
@@ -198,14 +183,13 @@ def _check_routes(
                 yield entry.origin.problem(message, *path, "port")
 
 
-def _check_rules(new: Sequence[Loaded], hosts: Hosts) -> Iterator[Problem]:
+def _check_rules(new: Sequence[Loaded], hosts: Hosts, files: Container[str]) -> Iterator[Problem]:
     """Look at DestinationRules; refuse to take away a subset that a stored rule sends to."""
     rules = list(_destination_rules(new))
     for rule in rules:
         yield from check_subsets(rule)
     if not rules:
         return
-    files = _files(new)
     for user, key, subset in orphans(_loaded(hosts)):
         if user.origin.file in files:
             continue  # said at its own place
@@ -271,14 +255,6 @@ def _labels(key: str, hosts: Hosts) -> list[dict[str, str]]:
         return [labels_of(one) for port in service.ports for one in port.workloads]
     spec = hosts.external[key].entry.resource.spec
     return [one.labels for one in spec.endpoints]
-
-
-def _warn_of_selection(new: Sequence[Loaded], stored: Sequence[Loaded]) -> Iterator[Problem]:
-    files = _files(new)
-    index = Index.of([*stored, *new])
-    for problem in warn_of_selection(index.entries, index.workloads):
-        if problem.file in files:
-            yield problem
 
 
 def _destinations(

@@ -15,7 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ConfigError", "EngineError", "MeshfastError", "Problem", "UsageError"]
+__all__ = [
+    "ConfigError",
+    "EngineError",
+    "MeshfastError",
+    "Problem",
+    "UsageError",
+    "in_file_order",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,11 @@ class Problem:
             place += f":{self.line}:{self.column}"
         text = ": ".join(part for part in (place, self.path, self.message) if part)
         return f"{text} ({self.hint})" if self.hint else text
+
+
+def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Sort problems as a reader of the files comes to them."""
+    return sorted(problems, key=lambda one: (one.file, one.line, one.column))
 
 
 class MeshfastError(Exception):

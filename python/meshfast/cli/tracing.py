@@ -12,15 +12,12 @@ from typing import Any, TypeVar
 import rich_click as click
 
 from meshfast.errors import UsageError
-from meshfast.resources.texts import CHECKS, is_address
+from meshfast.resources.texts import CHECKS
 
 __all__ = ["DEFAULT_SAMPLING_PPM", "sampling_ppm", "tracing_options"]
 
 DEFAULT_SAMPLING_PPM = 10_000  # 1 %, Istio's default of meshConfig.defaultConfig.tracing.sampling
 
-_ADDRESS = re.compile(
-    r"(?:\[(?P<ip6>[^\]]+)\]|(?P<host>[^:\[\]/]+)):(?P<port>[0-9]{1,5})", re.ASCII
-)
 _PERCENT = re.compile(r"(?P<whole>[0-9]{1,3})(?:\.(?P<hundredths>[0-9]{1,2}))?", re.ASCII)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,8 +30,7 @@ class ZipkinAddress(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Give the text back as it is."""
-        found = _ADDRESS.fullmatch(value)
-        if found is None or not _is_host(found) or not 1 <= int(found["port"]) <= 65535:
+        if CHECKS["host_port"](value) is not None:
             hint = "without http:// and path" if "/" in value else "as 127.0.0.1:9411"
             self.fail(f"expected HOST:PORT, {hint}, got {value!r}", param, ctx)
         return value
@@ -83,9 +79,3 @@ def sampling_ppm(zipkin_address: str | None, trace_sampling: int | None) -> int:
     if zipkin_address is None:
         raise UsageError("--trace-sampling: no spans are recorded (give --zipkin-address too)")
     return trace_sampling
-
-
-def _is_host(found: re.Match[str]) -> bool:
-    if found["ip6"] is not None:
-        return is_address(found["ip6"]) and ":" in found["ip6"]
-    return CHECKS["endpoint_address"](found["host"]) is None

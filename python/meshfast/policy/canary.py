@@ -300,8 +300,7 @@ def _subset(item: kinds.HTTPRouteDestination) -> str:
 def _free_name(service: Service, taken: Collection[str]) -> str:
     name = service.host.partition(".")[0].lower()
     others = (f"{name}-canary-{at}" for at in count(2))
-    names = chain((name, f"{name}-canary"), others)
-    return next(one for one in names if one not in taken)
+    return next(one for one in chain((name, f"{name}-canary"), others) if one not in taken)
 
 
 def _name(resource: VirtualService | DestinationRule) -> str:

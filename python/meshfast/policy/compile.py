@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from meshfast.errors import ConfigError, Problem
+from meshfast.errors import ConfigError, Problem, in_file_order
 from meshfast.policy import names
 from meshfast.policy.clusters import build_clusters, check_entries, check_selected
 from meshfast.policy.destination_rules import check_rules
@@ -43,7 +43,7 @@ def compile(
     router = Router(Index.of(resources))
     listeners, problems = _routed(router)
     if problems:
-        raise ConfigError(sorted(problems, key=lambda p: (p.file, p.line, p.column)))
+        raise ConfigError(in_file_order(problems))
     return Document(
         generation=generation,
         workload=_workload(resources),

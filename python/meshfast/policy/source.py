@@ -10,11 +10,11 @@ Tests: tests/core/test_source.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from meshfast.errors import ConfigError, Problem
+from meshfast.errors import ConfigError, Problem, in_file_order
 from meshfast.policy.blame import locate
 from meshfast.policy.clusters import warn_of_selection
 from meshfast.policy.compile import compile, problems_among
@@ -136,7 +136,7 @@ def build_loaded(
         document = compile(resources, generation=generation, allocator=allocator, resolve=resolve)
     except ConfigError as error:
         found = check_expressions(Index.of(resources).virtual_services, build)
-        raise ConfigError(_in_file_order([*error.problems, *found])) from None
+        raise ConfigError(in_file_order([*error.problems, *found])) from None
     document = source.complete(document)
     encoded = encode_document(document)
     try:
@@ -167,7 +167,7 @@ def complete(reading: Reading, build: Build | None = None) -> list[Loaded]:
         if build is not None:
             rules = Index.of(reading.resources).virtual_services
             problems += check_expressions(rules, build)
-        raise ConfigError(_in_file_order(problems))
+        raise ConfigError(in_file_order(problems))
     return reading.resources
 
 
@@ -180,8 +180,4 @@ def warnings_about(resources: Sequence[Loaded]) -> list[Problem]:
         if isinstance(item.resource, Gateway) and item.resource.spec.selector:
             message = "the selector has no effect: a proxy serves every Gateway of its file"
             problems.append(item.origin.problem(message, "spec", "selector"))
-    return _in_file_order(problems)
-
-
-def _in_file_order(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda one: (one.file, one.line, one.column))
+    return in_file_order(problems)
