@@ -97,6 +97,20 @@ impl Mesh {
         self.far.worker.clock.advance(by);
     }
 
+    /// Steps of both, in which whatever is on its way arrives.
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            self.near.worker.step(&mut self.near.events, 1).unwrap();
+            self.far.worker.step(&mut self.far.events, 1).unwrap();
+        }
+    }
+
+    fn until_at_application(&mut self) {
+        self.until("it is at the application", |_, far| {
+            far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+        });
+    }
+
     fn until(&mut self, what: &str, done: impl Fn(&Worker, &Worker) -> bool) {
         for _ in 0..300 {
             if done(&self.near.worker, &self.far.worker) {
@@ -349,9 +363,7 @@ fn the_call_under_way_ends_well_and_none_follows_when_the_application_leaves() {
     let mut client = TcpStream::connect(mesh.near.address).unwrap();
     let request = b"GET /a HTTP/1.1\r\nHost: c\r\n\r\n";
     client.write_all(request).unwrap();
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    mesh.until_at_application();
     mesh.far.worker.drain_inbound();
     mesh.until("the caller knows", |near, _| {
         near.legs.iter().all(|(_, leg)| !leg.has_room())
@@ -394,9 +406,7 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
     mesh.near
         .until("its successor waits", |worker| worker.upstreams.len() == 1);
 
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    mesh.until_at_application();
     assert_eq!(
         mesh.far.worker.downstreams.len(),
         1,
@@ -421,11 +431,7 @@ fn an_exchange_that_ends_in_the_handshake_leaves_nothing_behind_for_its_successo
 fn a_peer_for_whom_too_much_waits_loses_its_leg() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
-    let mut client = TcpStream::connect(mesh.near.address).unwrap();
-    client.write_all(REQUEST).unwrap();
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    let _call = mesh.call(&application);
     let leg = &mut mesh.far.worker.legs[0];
     // As if it had asked for answers and read none.
     leg.session.output.tail().resize(1 << 20, 0);
@@ -494,16 +500,10 @@ fn a_caller_in_the_handshake_hears_that_the_application_leaves() {
 fn a_drain_waits_for_the_last_bytes_of_a_leg() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
-    let mut client = TcpStream::connect(mesh.near.address).unwrap();
-    client.write_all(REQUEST).unwrap();
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    let (mut client, mut served) = mesh.call(&application);
     // A socket that is full: nothing more goes to the caller's proxy.
     mesh.far.worker.legs[0].session.io.writable = false;
-    let (mut served, _) = application.accept().unwrap();
-    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-    served.write_all(answer).unwrap();
+    served.write_all(ANSWER).unwrap();
     mesh.far.until("the call is over", |worker| {
         worker.exchanges.is_empty() && worker.downstreams.is_empty()
     });
@@ -514,7 +514,7 @@ fn a_drain_waits_for_the_last_bytes_of_a_leg() {
     }
     mesh.far.worker.legs[0].session.io.writable = true;
     mesh.far.worker.dirty(Key::Leg(0));
-    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    assert_eq!(mesh.read(&mut client, ANSWER.len()), ANSWER);
     mesh.until("nothing is left", |_, far| !far.is_called());
     let is_done = mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
     assert!(is_done, "nothing holds the drain up any more");
@@ -610,9 +610,7 @@ fn a_call_on_its_way_when_the_application_leaves_is_still_taken() {
     mesh.far.worker.drain_inbound();
     mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
     assert_eq!(mesh.far.worker.inbound, Inbound::Leaving);
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    mesh.until_at_application();
     // Over the connection of the first call.
     mesh.answer(&mut (client, early.1));
     mesh.until("the last call has ended", |_, far| {
@@ -636,10 +634,7 @@ fn a_leg_is_idle_from_the_end_of_its_last_call_on() {
     });
     for (by, legs) in [(IDLE - second, 1), (2 * second, 0)] {
         mesh.advance(by);
-        for _ in 0..10 {
-            mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
-            mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
-        }
+        mesh.settle();
         assert_eq!(mesh.near.worker.legs.len(), legs);
         assert_eq!(mesh.far.worker.legs.len(), legs);
     }
@@ -663,9 +658,7 @@ fn a_call_on_its_way_on_a_leg_that_was_idle_for_long_is_taken() {
     mesh.far.worker.clock.advance(3 * IDLE);
     let (leg_id, _) = mesh.far.worker.legs.iter().next().unwrap();
     mesh.far.worker.leg_timer(leg_id);
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    mesh.until_at_application();
     mesh.answer(&mut (client, application.accept().unwrap().0));
     mesh.until("the caller's proxy has closed it", |near, far| {
         near.legs.is_empty() && far.legs.is_empty()
@@ -701,10 +694,7 @@ fn a_flood_on_a_leg_is_told_to_calm_down_and_counted() {
         let session = &mut mesh.near.worker.legs[0].session;
         session.output.tail().extend_from_slice(&ping.repeat(pings));
         mesh.near.worker.dirty(Key::Leg(0));
-        for _ in 0..10 {
-            mesh.near.worker.step(&mut mesh.near.events, 1).unwrap();
-            mesh.far.worker.step(&mut mesh.far.events, 1).unwrap();
-        }
+        mesh.settle();
         assert_eq!(mesh.far.worker.legs.is_empty(), pings > many, "{pings}");
         mesh.advance(Duration::from_secs(seconds.into()));
     }
@@ -748,9 +738,7 @@ fn both_ends_of_a_sampled_call_write_a_span_and_the_callees_is_a_child() {
               traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n",
         )
         .unwrap();
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
+    mesh.until_at_application();
     let (mut served, _) = application.accept().unwrap();
     let answer = b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno";
     served.write_all(answer).unwrap();
@@ -820,15 +808,8 @@ fn what_is_not_sampled_leaves_no_span() {
     let application = TcpListener::bind("127.0.0.1:0").unwrap();
     let sampling = r#"{"sampling_parts_per_million":0}"#;
     let mut mesh = Mesh::tracing(application.local_addr().unwrap(), PAYMENT, sampling);
-    let mut client = TcpStream::connect(mesh.near.address).unwrap();
-    client.write_all(REQUEST).unwrap();
-    mesh.until("it is at the application", |_, far| {
-        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
-    });
-    let (mut served, _) = application.accept().unwrap();
-    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-    served.write_all(answer).unwrap();
-    assert_eq!(mesh.read(&mut client, answer.len()), answer);
+    let mut call = mesh.call(&application);
+    mesh.answer(&mut call);
     mesh.until("both exchanges are over", |near, far| {
         near.exchanges.is_empty() && far.exchanges.is_empty()
     });
