@@ -13,42 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from meshfast.cli.demo.policy import CANARY, SUBSETS
 from tests.mesh.harness import Sidecar, wait_until
 from tests.mesh.operating import Operator
 
 LOOPBACK = ("--inbound-address", "127.0.0.1:0", "--outbound-address", "127.0.0.1:0")
 CALLS = 2500  # the deviation of a share of 0.10 is then 0.006
-VERSIONS = """\
-apiVersion: networking.istio.io/v1beta1
-kind: DestinationRule
-metadata:
-  name: payment-service
-spec:
-  host: payment-service
-  subsets:
-    - name: v1
-      labels: {version: v1}
-    - name: v2
-      labels: {version: v2}
-"""
-# As users of Istio have it, to the letter.
-CANARY = """\
-apiVersion: networking.istio.io/v1beta1
-kind: VirtualService
-metadata:
-  name: payment-service
-spec:
-  http:
-    - route:
-        - destination:
-            host: payment-service
-            subset: v1
-          weight: 90
-        - destination:
-            host: payment-service
-            subset: v2
-          weight: 10
-"""
 
 
 class Mesh:
@@ -138,7 +108,7 @@ def share(answered: Counter[str]) -> float:
 
 
 def test_a_tenth_goes_to_the_canary_and_none_after_it_was_rolled_back(mesh: Mesh) -> None:
-    mesh.change("apply", "-f", "-", stdin=VERSIONS)
+    mesh.change("apply", "-f", "-", stdin=SUBSETS)
     mesh.change("apply", "-f", "-", stdin=CANARY)
     assert abs(share(mesh.calls(CALLS)) - 0.10) <= 0.03
 
@@ -164,7 +134,7 @@ def test_a_share_is_set_by_one_command_from_the_labels_of_workloads(mesh: Mesh) 
 
 
 def test_people_are_shown_the_difference_and_the_shares(operator: Operator) -> None:
-    operator.run("apply", "-f", "-", stdin=VERSIONS)
+    operator.run("apply", "-f", "-", stdin=SUBSETS)
     operator.run("apply", "-f", "-", stdin=CANARY)
     said = operator.run("canary", "rollback", "payment-service").splitlines()
     assert [line.split() for line in said if line[:2] in ("+ ", "- ")] == [
@@ -184,7 +154,7 @@ def test_what_cannot_be_decided_is_refused_with_a_next_step(operator: Operator) 
     assert said == "no VirtualService routes payment-service.default, so it has no canary\n"
     said = operator.run("canary", "set", "payment-service", "v2=10", code=1)
     assert "start them with `meshfast run --label version=V`" in said
-    operator.run("apply", "-f", "-", stdin=VERSIONS)
+    operator.run("apply", "-f", "-", stdin=SUBSETS)
     said = operator.run("canary", "set", "payment-service", "v3=10", code=1)
     assert said.startswith(
         "DestinationRule default/payment-service has no subset 'v3', only v1, v2"
@@ -202,7 +172,7 @@ def test_what_cannot_be_decided_is_refused_with_a_next_step(operator: Operator) 
 def test_a_rule_without_hosts_is_applied_with_a_warning_at_its_place(
     operator: Operator, tmp_path: Path
 ) -> None:
-    operator.run("apply", "-f", "-", stdin=VERSIONS)
+    operator.run("apply", "-f", "-", stdin=SUBSETS)
     file = tmp_path / "canary.yaml"
     file.write_text(CANARY)
     warned = operator.warnings("apply", "-f", str(file))

@@ -6,7 +6,6 @@ names them; what happens inside a stop is tested in that room.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -16,15 +15,23 @@ import ssl
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
-from tests.mesh.harness import Control, Sidecar, free_port, wait_until
+from tests.mesh.harness import (
+    Control,
+    Fixture,
+    Sidecar,
+    free_port,
+    scrape,
+    until_reached,
+    wait_until,
+)
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -55,25 +62,21 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), App).serve_fore
 """
 
 
-class Mesh:
+class Mesh(Fixture):
     """Order calls payment; both keep an access log."""
 
-    def __init__(self, folder: Path, cert_ttl_s: int = 3600) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **control: Any) -> None:
+        super().__init__(folder, **control)
         self.gate = folder / "gate"
-        self.control = Control(folder, cert_ttl_s=cert_ttl_s)
         port = free_port()
         command = [sys.executable, "-c", APP, str(port), str(self.gate)]
-        self.payment = self._start("payment", app_port=port, command=command)
-        self.order = self._start("order")
+        self.payment = self._logged("payment", app_port=port, command=command)
+        self.order = self._logged("order")
         self.url = f"http://payment:{port}"
-        wait_until(lambda: self.order.get(f"{self.url}/")[0] == 200, "payment is reached")
+        until_reached(self.order, f"{self.url}/")
 
-    def _start(self, service: str, **more: Any) -> Sidecar:
-        log = ("--access-log", str(self.folder / f"{service}.access"))
-        one = Sidecar(self.folder, self.control, service, *log, **more)
-        one.until_started()
-        return one
+    def _logged(self, service: str, **more: Any) -> Sidecar:
+        return self.run(service, "--access-log", str(self.folder / f"{service}.access"), **more)
 
     def lines(self, service: str, **wanted: str) -> list[dict[str, Any]]:
         """The access-log lines of a sidecar that have these values."""
@@ -84,23 +87,11 @@ class Mesh:
     def close(self) -> None:
         """End everything."""
         self.gate.touch()
-        for one in (self.order, self.payment):
-            one.close()
-        self.control.close()
-
-
-@contextlib.contextmanager
-def running(folder: Path, **more: Any) -> Iterator[Mesh]:
-    """A mesh for one test."""
-    mesh = Mesh(folder, **more)
-    try:
-        yield mesh
-    finally:
-        mesh.close()
+        super().close()
 
 
 def test_a_request(tmp_path: Path) -> None:
-    with running(tmp_path) as mesh:
+    with closing(Mesh(tmp_path)) as mesh:
         began = total(mesh.payment, "istio_requests_total")
         status, headers = mesh.order.get(f"{mesh.url}/walk")
         assert status == 200
@@ -130,7 +121,7 @@ def test_a_request(tmp_path: Path) -> None:
 
 
 def test_a_push(tmp_path: Path) -> None:
-    with running(tmp_path) as mesh:
+    with closing(Mesh(tmp_path)) as mesh:
         generation = total(mesh.order, "meshfast_config_generation")
         outcome: list[Any] = []
         slow = threading.Thread(target=lambda: outcome.append(mesh.order.get(f"{mesh.url}/slow")))
@@ -165,7 +156,7 @@ def test_a_push(tmp_path: Path) -> None:
 
 
 def test_an_identity(tmp_path: Path) -> None:
-    with running(tmp_path, cert_ttl_s=10) as mesh:
+    with closing(Mesh(tmp_path, cert_ttl_s=10)) as mesh:
         # The key stays in the workload's own folder, readable by its user.
         kept = [one for one in (tmp_path / "state" / "payment-v1").rglob("*") if one.is_file()]
         assert kept
@@ -191,7 +182,7 @@ def test_an_identity(tmp_path: Path) -> None:
 
 
 def test_a_workers_death(tmp_path: Path) -> None:
-    with running(tmp_path) as mesh:
+    with closing(Mesh(tmp_path)) as mesh:
         began = total(mesh.order, "istio_requests_total")
         before = workers(mesh.order)
         with calls(mesh, rate=100) as counted:
@@ -212,7 +203,7 @@ def test_a_workers_death(tmp_path: Path) -> None:
         assert total(mesh.order, "istio_requests_total") >= began + counted[200]
 
 
-@contextlib.contextmanager
+@contextmanager
 def calls(mesh: Mesh, rate: float) -> Iterator[Counter[Any]]:
     """Call at a pace, one at a time, while the block runs; what came back, counted."""
     counted: Counter[Any] = Counter()
@@ -239,12 +230,6 @@ def revision(control: Control) -> list[int]:
     """The oldest of the revisions that sidecars have acknowledged."""
     held = [one["revision"] for one in control.ask(sidecars=True)]
     return min([int(number) for number in re.findall(r"\d+", one)] for one in held)
-
-
-def scrape(sidecar: Sidecar) -> str:
-    """The metrics of a sidecar."""
-    with urllib.request.urlopen(f"http://{sidecar.address('metrics')}/metrics", timeout=10) as page:
-        return str(page.read().decode())
 
 
 def values(sidecar: Sidecar, name: str) -> list[float]:

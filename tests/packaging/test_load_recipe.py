@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.repository import text
+from tests.pages import Terminal, shell_blocks
 
-DEADLINE_S = 60
+PAGE = Path("docs/load-test.md")
 PORTS = ("9000", "8080", "15020")
 
 
@@ -25,55 +19,6 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def blocks() -> list[str]:
-    """Return the page's shell blocks, shorter and on ports that are free here."""
-    page = text(Path("docs/load-test.md")).replace("10s", "1s").replace("--duration 10", "-D 1")
-    for port in PORTS:
-        page = page.replace(port, free_port())
-    return re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-
-
-class Terminal:
-    """Runs blocks in one folder, with the environment of the wheel active."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-        self.env = os.environ | {"PATH": path, "XDG_RUNTIME_DIR": str(folder)}
-
-    def run(self, block: str) -> str:
-        """Run a block that ends by itself; return what it printed."""
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", block],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    @contextlib.contextmanager
-    def running(self, block: str, port: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a block that serves, once its port accepts; end it by SIGTERM."""
-        process = subprocess.Popen(
-            ["bash", "-c", re.sub(r"^(?=nginx|meshfast)", "exec ", block, flags=re.MULTILINE)],
-            cwd=self.folder,
-            env=self.env,
-        )
-        try:
-            give_up_at = time.monotonic() + DEADLINE_S
-            while not accepts(port):
-                assert process.poll() is None, block
-                assert time.monotonic() < give_up_at, f"nothing listens on {port}"
-                time.sleep(0.02)
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(DEADLINE_S)
 
 
 def accepts(port: str) -> bool:
@@ -84,13 +29,18 @@ def accepts(port: str) -> bool:
 
 @pytest.mark.timeout(120)
 def test_the_recipe_for_load_tests_works_as_written(tmp_path: Path) -> None:
-    backend, proxy, load, cost = blocks()
+    backend, proxy, load, cost = shell_blocks(
+        PAGE, {"10s": "1s", "--duration 10": "-D 1", **{port: free_port() for port in PORTS}}
+    )
     [at] = re.findall(r"listen 127.0.0.1:(\d+)", backend)
     [listens] = re.findall(r"--listen 127.0.0.1:(\d+)", proxy)
     metrics = re.findall(r"127.0.0.1:(\d+)/metrics", cost)[0]
     proxy = f"{proxy.rstrip()} --metrics-address 127.0.0.1:{metrics}\n"
-    terminal = Terminal(tmp_path)
-    with terminal.running(backend, at), terminal.running(proxy, listens) as process:
+    terminal = Terminal(tmp_path, shell=("bash", "-e", "-o", "pipefail"))
+    with (
+        terminal.running(backend, "backend", lambda _: accepts(at)),
+        terminal.running(proxy, "proxy", lambda _: accepts(listens)) as process,
+    ):
         said = terminal.run(load)
         rates = re.findall(r"^Requests/sec: +([\d.]+)", said, re.MULTILINE)
         assert len(rates) == 2
