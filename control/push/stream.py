@@ -35,7 +35,7 @@ from meshfast.control.push.progress import Progress
 from meshfast.control.push.status import SidecarStatus, overall, text
 from meshfast.control.registry import Registry, WorkloadRecord, claim_problem
 from meshfast.control.registry.registry import ShareError
-from meshfast.control.registry.workload import is_instance
+from meshfast.control.registry.workload import is_instance, is_loopback
 from meshfast.control.store import StoreError
 from meshfast.discovery import (
     Ack,
@@ -387,7 +387,9 @@ class Stream:
         await self._wait_for_credit()
         identity = self.peer.identity
         assert self._record is not None, "nothing is read before the record"
-        problem = claim_problem(registration, self.namespace, self._record.service)
+        problem = claim_problem(
+            registration, self.namespace, self._record.service, is_local=_is_local(self._writer)
+        )
         if problem is not None:
             raise DiscoveryError(Code.UNAUTHORIZED, f"registration of {identity}: {problem}")
         record = WorkloadRecord.of(registration, self.hello.node.instance, str(identity))
@@ -462,6 +464,12 @@ def _ip(writer: asyncio.StreamWriter) -> str:
     """Give the peer's address without the port."""
     name = writer.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def _is_local(writer: asyncio.StreamWriter) -> bool:
+    """Tell whether the peer is on this host: at loopback, or at the address it connected to."""
+    ip = _ip(writer)
+    return is_loopback(ip) or ip == str(writer.get_extra_info("sockname")[0])
 
 
 async def _finished(task: asyncio.Task[None], timeout_s: float) -> None:
