@@ -353,6 +353,24 @@ def test_a_route_that_comes_before_its_cluster_says_what_it_waits_for(
     agent.pump(lambda: agent.hosts() == ["order.default", "later.default"], "offered again")
 
 
+def test_a_first_push_without_routes_that_are_taken_starts_nobody(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.put("cluster", ORDER, cluster(ORDER))
+    control.put("route", "outbound", [virtual_host(ORDER, regex="(")])
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.pump(lambda: control.said_of(Nack), "the refusal")
+    agent.pump(lambda: len(control.said_of(Ack)) >= 3, "the rest is taken")
+    other = "outbound|1||other.default"
+    control.put("cluster", other, cluster(other))
+    agent.pump(lambda: other in agent.cluster_names(), "another push is taken")
+    agent.pump(lambda: len(control.said_of(Ack)) >= 4, "and answered")
+    assert not agent.is_meshed
+    control.put("route", "outbound", [virtual_host(ORDER)])
+    agent.until_meshed()
+    assert agent.hosts() == ["order.default"]
+
+
 # registration
 
 
