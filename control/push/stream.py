@@ -57,6 +57,8 @@ from meshfast.discovery import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshfast.control.push.streams import Streams
     from meshfast.control.push.view import NamespaceView
 
@@ -104,9 +106,15 @@ class StreamContext:
 
 
 async def serve(
-    context: StreamContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    context: StreamContext,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    on_known: Callable[[], None],
 ) -> None:
-    """Serve one connection from its handshake to its end. Raises nothing but cancellation."""
+    """Serve one connection from its handshake to its end. Raises nothing but cancellation.
+
+    `on_known` is called when a Hello was believed.
+    """
     try:
         _bound(writer)
         tls = writer.get_extra_info("ssl_object")
@@ -116,7 +124,7 @@ async def serve(
             await _Join(context, reader, writer).run()
         else:
             peer = Peer.of(certificate, context.trust_domain)
-            await Stream(context, reader, writer, peer).run()
+            await Stream(context, reader, writer, peer, on_known).run()
     except RefusedError as error:
         log.warning("peer refused: %s", error)
     except (OSError, TimeoutError, ssl.SSLError) as error:
@@ -201,9 +209,11 @@ class Stream:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         peer: Peer,
+        on_known: Callable[[], None],
     ) -> None:
         """Take over a connection whose peer is known."""
         self.peer = peer
+        self._on_known = on_known
         self.namespace = peer.identity.namespace
         self.hello: Hello | None = None
         self.has_left = False  # it has said goodbye and does not come back
@@ -335,6 +345,7 @@ class Stream:
         if isinstance(message, Hello):
             self.hello = message
             self._context.streams.greet(self)
+            self._on_known()
         elif isinstance(message, Subscribe):
             self._progress.subscribed(message.type)
         for received in self._session.take_received():
