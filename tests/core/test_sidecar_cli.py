@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -134,14 +133,14 @@ def test_an_instance_keeps_its_name_and_no_other_has_it(
 ) -> None:
     name = planner.plan().mesh.instance
     assert Planner(tmp_path / "other").plan().mesh.instance != name
-    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    monkeypatch.setattr("socket.gethostname", lambda: "renamed")
     assert planner.plan().mesh.instance == name
 
 
 def test_a_long_name_of_an_instance_keeps_its_random_end(
     planner: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 300)
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 300)
     name = planner.plan().mesh.instance
     assert len(name) == 253
     assert re.search(r"h-[0-9a-f]{8}$", name)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ def issued(plane: Plane) -> list[str]:
     """Serials on record, oldest first."""
     entries = plane.control._store.scan("/issued/").entries
     return [one.key.rpartition("/")[2] for one in sorted(entries, key=lambda one: one.created)]
+
+
+def has_received(sidecar: Sidecar, count: int) -> bool:
+    """Tell whether so many messages have come."""
+    return len(sidecar.received) == count
 
 
 def refusal_of(message: object) -> str:
@@ -206,7 +212,7 @@ def test_over_many_renewals_on_a_stream_service_and_instance_stay(plane: Plane) 
         for number in range(3):
             sidecar.session.send(CertificateRequest(number, request(new_key())))
             sidecar.flush()
-            sidecar.wait_until(lambda number=number: len(sidecar.received) == number + 1)
+            sidecar.wait_until(partial(has_received, sidecar, number + 1))
             for serial in issued(plane)[:-1]:  # as when the certificates before have expired
                 plane.control._store.transact(Transaction((Delete(f"/issued/{serial}"),)))
         assert [refusal_of(one) for one in sidecar.received] == ["", "", ""]
