@@ -31,7 +31,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
+from meshfast.agent.mesh import IDENTITY, JOINING, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.output import show
@@ -457,7 +457,7 @@ def _forget_the_earlier_mesh(state: StateDirectory) -> None:
         file=sys.stderr,
         flush=True,
     )
-    for name in (IDENTITY, RESOURCES):
+    for name in (IDENTITY, JOINING, RESOURCES):
         state.remove(name)
 
 
