@@ -32,6 +32,10 @@ const EVICTED_AT_ONCE: usize = 16;
 /// How long an idle connection may have been idle to still carry a method that is not safe.
 const JUST_USED_MS: u64 = 200;
 
+/// A reused connection that closes so soon after a request had been idle for too long: the two met on
+/// the way. One that closes later was at work on the request.
+const STALE_MS: u64 = 200;
+
 /// For destinations outside every cluster: Linkerd's pool idle time.
 const IDLE_TIMEOUT_MS: u64 = 3_000;
 
@@ -145,9 +149,6 @@ impl Worker {
         let exchange = &mut self.exchanges[exchange_id];
         exchange.tries += 1;
         exchange.stage = Stage::Connecting;
-        if exchange.further.is_some() {
-            self.time_try(exchange_id);
-        }
         if let Some(slot) = slot {
             self.share.endpoints.request_started(slot);
             self.exchanges[exchange_id].active_slot = Some(slot);
@@ -445,6 +446,9 @@ impl Worker {
                 if has_further {
                     self.send_kept_body(exchange_id, upstream_id);
                 }
+                if has_further && ended {
+                    self.time_try(exchange_id);
+                }
                 self.pump_request(exchange_id);
             }
             Carries::Connect => {
@@ -584,13 +588,15 @@ impl Worker {
 
     /// The upstream closed before a whole response head.
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
+        let sent_us = self.exchanges[exchange_id].sent_us;
+        let is_early = self.clock.now_us().saturating_sub(sent_us) <= STALE_MS * 1_000;
         let upstream = &self.upstreams[upstream_id];
         let (failure, outcome) = if upstream.was_refused {
             (Failure::StreamRefused, Outcome::Refused)
         } else {
             let outcome = Outcome::Reset {
                 is_sent: !upstream.is_unsent,
-                is_stale: upstream.has_served && !upstream.is_answering,
+                is_stale: upstream.has_served && !upstream.is_answering && is_early,
             };
             (Failure::UpstreamReset, outcome)
         };
