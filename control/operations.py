@@ -34,7 +34,7 @@ from meshfast.control.push import (
     resource_key,
 )
 from meshfast.control.push.mesh import RESOURCES_PREFIX, StoredResource, encode_resource
-from meshfast.control.registry import WorkloadRecord
+from meshfast.control.registry import WORKLOADS_PREFIX, WorkloadRecord, service_key
 from meshfast.control.store import (
     Condition,
     ConflictError,
@@ -157,7 +157,7 @@ class RevokedIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that workloads are registered for."""
+    """A service that workloads are registered for, or have been."""
 
     name: str
     namespace: str
@@ -206,6 +206,10 @@ class Operations:
         """The revision that sidecars are brought to."""
         return str(self._pusher.revision)
 
+    def stored_revision(self) -> str:
+        """The newest revision that changes what sidecars see."""
+        return str(max(self._mesh.changed, self._pusher.revision))
+
     async def apply(self, text: str, *, file: str = "-", dry_run: bool = False) -> Applied:
         """Store the resources of a text; `file` names it in problems.
 
@@ -225,7 +229,7 @@ class Operations:
         Raises `ChangedError`, and writes nothing, when a resource is not at its expected revision.
         """
         reading = await asyncio.to_thread(_read, texts)
-        services = mesh_services(self._mesh.workloads())
+        services = mesh_services(self._mesh.workloads(), self._mesh.services())
         return await asyncio.to_thread(self._apply, reading, services, dry_run, expected)
 
     async def delete(
@@ -315,7 +319,7 @@ class Operations:
         return self._streams.status()
 
     async def services(self) -> Sequence[ServiceView]:
-        """Show the services of the mesh."""
+        """Show the services of the mesh, as sidecars are brought to see them."""
         return [
             ServiceView(
                 name=service.name,
@@ -325,11 +329,18 @@ class Operations:
                 workloads=len(workloads),
                 healthy=sum(workload.healthy for workload in workloads.values()),
             )
-            for service in mesh_services(self._mesh.workloads()).values()
+            for service in self._pusher.translation.services.values()
             for workloads in [
                 {one.address: one for port in service.ports for one in port.workloads}
             ]
         ]
+
+    async def forget_service(self, namespace: str, name: str) -> None:
+        """Take a name out of the mesh that nobody serves any more; callers then pass it through.
+
+        Raises `NotFoundError`, and `ConfigError` while workloads are registered for it.
+        """
+        await asyncio.to_thread(self._forget_service, namespace, name)
 
     async def workloads(self) -> Sequence[WorkloadView]:
         """Show the registered workloads."""
@@ -416,6 +427,25 @@ class Operations:
             return Applied(revision=str(revision), dry_run=dry_run, changes=(change,))
         raise ConfigError("too many others are changing the configuration; try again")
 
+    def _forget_service(self, namespace: str, name: str) -> None:
+        _check_labels(namespace=namespace, service=name)
+        key = service_key(namespace, name)
+        for _ in range(TRIES_MAX):
+            entry = self._store.read(key)
+            if entry is None:
+                raise NotFoundError(f"there is no service {namespace}/{name}")
+            workloads = self._entries(f"{WORKLOADS_PREFIX}{namespace}/")
+            records = (msgspec.json.decode(one.value, type=WorkloadRecord) for one in workloads)
+            if any(record.service == name for record in records):
+                raise ConfigError(f"workloads are registered for {namespace}/{name}")
+            condition = Condition(key, entry.modified)
+            try:
+                self._store.transact(Transaction((Delete(key),), (condition,)))
+            except ConflictError:
+                continue  # somebody has registered
+            return
+        raise ConfigError("workloads come and go too quickly; try again")
+
     def _stored(self, kind: str, namespace: str, name: str) -> Entry:
         key = resource_key(kind, namespace, name)
         missing = NotFoundError(f"there is no {kind} {namespace}/{name}")
@@ -427,9 +457,9 @@ class Operations:
             raise missing
         return entry
 
-    def _entries(self) -> Sequence[Entry]:
-        """Read every resource at one revision."""
-        return list(scan_all(self._store, RESOURCES_PREFIX, of_one_revision=True))
+    def _entries(self, prefix: str = RESOURCES_PREFIX) -> Sequence[Entry]:
+        """Read every resource, or whatever has the prefix, at one revision."""
+        return list(scan_all(self._store, prefix, of_one_revision=True))
 
 
 def _read(texts: Sequence[tuple[str, str]]) -> Reading:

@@ -20,16 +20,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
+from meshfast.control.admission import Admission
 from meshfast.control.ca import CertificateAuthority, Issuance, IssuanceLimits
+from meshfast.control.ca.authority import ROOT_FILE
+from meshfast.control.ca.error import AuthorityError
 from meshfast.control.ca.serving import Serving
 from meshfast.control.operations import Operations
 from meshfast.control.push import Mesh, Pusher, StreamLimits, Streams
@@ -57,6 +60,10 @@ TOKENS_KEPT_S: Final = 7 * 24 * 3600
 #: Its own certificate; the control plane holds the authority, so a short one costs nothing.
 SERVE_TTL_S: Final = 24 * 3600
 BACKLOG: Final = 1024
+#: How soon after a failure the next connection is tried.
+ACCEPT_AGAIN_S: Final = 0.1
+#: How long a task may rely on a clock that stands still while the host is suspended.
+LOOK_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +87,7 @@ class Options:
     grace_ms: int = GRACE_MS
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
     issuance_limits: IssuanceLimits = field(default_factory=IssuanceLimits)
+    admission: Admission = field(default_factory=Admission)
 
 
 class ControlPlane:
@@ -93,6 +101,7 @@ class ControlPlane:
         self._options = options
         self._store = SqliteStore(options.state_dir / "store")
         try:
+            self._check_authority(options.state_dir / "ca")
             self._authority = CertificateAuthority.open(
                 options.state_dir / "ca", options.trust_domain
             )
@@ -107,15 +116,26 @@ class ControlPlane:
             limits=options.issuance_limits,
         )
         self._registry = Registry(self._store, grace_ms=options.grace_ms)
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._admission = options.admission
         self._tasks: list[asyncio.Task[None]] = []
         self._serving_streams: set[asyncio.Task[None]] = set()
+
+    def _check_authority(self, directory: Path) -> None:
+        """Refuse to make a new authority for a mesh that has one: nobody would trust it."""
+        used = any(self._store.scan(prefix, limit=1).entries for prefix in ("/issued/", "/tokens/"))
+        if used and not (directory / ROOT_FILE).exists():
+            raise AuthorityError(
+                f"{directory / ROOT_FILE} is missing, but the store beside it has issued "
+                "certificates or tokens: restore the file from a backup, or remove the store as "
+                "well to start a mesh that no present sidecar trusts"
+            )
 
     @property
     def address(self) -> str:
         """Where the control stream listens: `host:port`."""
-        assert self._server is not None, "asked for after start"
-        host, port = self._server.sockets[0].getsockname()[:2]
+        assert self._listener is not None, "asked for after start"
+        host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
@@ -134,7 +154,7 @@ class ControlPlane:
             trust_domain=options.trust_domain,
             limits=options.stream_limits,
         )
-        self._server = await self._listen(context)
+        self._listener = await self._listen()
         self.operations = Operations(
             self._store,
             self._authority,
@@ -146,6 +166,7 @@ class ControlPlane:
             build=options.build,
         )
         for work in (
+            self._accept(context, self._listener),
             self._pusher.run(self.streams),
             resolver.run(self._pusher.note),
             self._tick(),
@@ -163,12 +184,11 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """Say goodbye to every stream and close everything."""
-        if self._server is not None:
-            self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
+        if self._listener is not None:
+            self._listener.close()
             for stream in self.streams:
                 stream.end("drain", "the control plane stops")
             if self._serving_streams:
@@ -178,40 +198,57 @@ class ControlPlane:
             self._mesh.close()
         self._store.close()
 
-    async def _listen(self, context: StreamContext) -> asyncio.Server:
+    async def _listen(self) -> socket.socket:
         """Bind the address, or a free port in its place where that is allowed."""
+        options = self._options
+        try:
+            return await _bound(options.host, options.port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not options.fallback:
+                raise
+            return await _bound(options.host, 0)
 
-        async def bind(port: int) -> asyncio.Server:
-            return await asyncio.start_server(
-                partial(self._serve, context),
-                self._options.host,
-                port,
+    async def _accept(self, context: StreamContext, listener: socket.socket) -> None:
+        """Take connections until cancelled; those that may not wait are closed at once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listener)
+            except OSError as error:  # one that is gone already, or no descriptors left
+                log.warning("no connection accepted: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            leave = self._admission.enter(str(peer[0]))
+            if leave is None:
+                log.debug("too many unknown connections, also from %s", peer[0])
+                connection.close()
+                continue
+            task = asyncio.create_task(self._serve(context, connection, leave))
+            self._serving_streams.add(task)
+            task.add_done_callback(self._serving_streams.discard)
+
+    async def _serve(
+        self, context: StreamContext, connection: socket.socket, leave: Callable[[], None]
+    ) -> None:
+        """Serve one connection; `leave` is called when it is known, or over."""
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
                 ssl=self._serving.context,
                 ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
-                backlog=BACKLOG,
             )
-
-        try:
-            return await bind(self._options.port)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not self._options.fallback:
-                raise
-            return await bind(0)
-
-    async def _serve(
-        self,
-        context: StreamContext,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "asyncio serves a connection in a task"
-        self._serving_streams.add(task)
-        try:
-            await serve(context, reader, writer)
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            await serve(context, reader, writer, leave)
+        except (OSError, TimeoutError, ssl.SSLError) as error:
+            log.debug("no handshake: %s", error)
         finally:
-            self._serving_streams.discard(task)
+            leave()
 
     async def _tick(self) -> None:
         """Let every stream look at the clock."""
@@ -230,9 +267,14 @@ class ControlPlane:
                     await self._registry.register_again(stream, record)
 
     async def _renew(self) -> None:
-        """Keep our own certificate, and the issuer, young."""
+        """Keep our own certificate, and the issuer, young.
+
+        The clock is looked at again and again: a host that was suspended has slept through it.
+        """
         while True:
-            await asyncio.sleep(max(1.0, self._serving.renew_in_s()))
+            await asyncio.sleep(min(max(1.0, self._serving.renew_in_s()), LOOK_S))
+            if self._serving.renew_in_s() > 0:
+                continue
             try:
                 if await asyncio.to_thread(self._authority.renew_issuer):
                     log.info("issuer renewed")
@@ -255,3 +297,21 @@ class ControlPlane:
                 await asyncio.to_thread(self._issuance.forget_expired)
             except StoreError as error:
                 log.error("store not compacted: %s", error)
+
+
+async def _bound(host: str, port: int) -> socket.socket:
+    """Listen at the first address of a host."""
+    loop = asyncio.get_running_loop()
+    family, kind, protocol, _, address = (
+        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

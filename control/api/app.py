@@ -36,6 +36,7 @@ from meshfast.control.operations import (
     NotFoundError,
     Operations,
     ResourceView,
+    RevokedIdentity,
     ServiceView,
     TokenView,
     WorkloadView,
@@ -75,9 +76,14 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The mesh as the control plane sees it; `revision` is what sidecars are brought to."""
+    """The mesh as the control plane sees it.
+
+    `revision` is what sidecars are brought to, and `services` are as they are there. `stored` is
+    the newest revision that changes anything for them; it differs while that is on its way.
+    """
 
     revision: str
+    stored: str
     services: Sequence[ServiceView]
     workloads: Sequence[WorkloadView]
     sidecars: Sequence[SidecarStatus]
@@ -134,10 +140,27 @@ async def _delete(asked: _Asked) -> Applied:
     return await asked.operations.delete(path["kind"], path["namespace"], path["name"])
 
 
+async def _forget_service(asked: _Asked) -> None:
+    await asked.operations.forget_service(**asked.path)
+
+
+async def _list_revoked(asked: _Asked) -> Sequence[RevokedIdentity]:
+    return await asked.operations.list_revoked()
+
+
+async def _revoke_identity(asked: _Asked) -> None:
+    await asked.operations.revoke_identity(**asked.path)
+
+
+async def _restore_identity(asked: _Asked) -> None:
+    await asked.operations.restore_identity(**asked.path)
+
+
 async def _status(asked: _Asked) -> Status:
     operations = asked.operations
     return Status(
         revision=operations.revision(),
+        stored=operations.stored_revision(),
         services=await operations.services(),
         workloads=await operations.workloads(),
         sidecars=await operations.sidecars(),
@@ -162,6 +185,7 @@ class _Row:
 
 
 _RESOURCE: Final = "/v1/resources/{kind}/{namespace}/{name}"
+_REVOKED: Final = "/v1/revoked/{namespace}/{service_account}"
 _TABLE: Final = (
     _Row("POST", "/v1/tokens", "Make a join token", _create_token, CreatedToken, TokenRequest),
     _Row("GET", "/v1/tokens", "List join tokens", _list_tokens, list[TokenView]),
@@ -172,6 +196,11 @@ _TABLE: Final = (
     _Row("GET", _RESOURCE, "Read a resource", _get, ResourceView),
     _Row("DELETE", _RESOURCE, "Remove a resource", _delete, Applied),
     _Row("POST", "/v1/diff", "Show what applying would change", _diff, Applied, ApplyRequest),
+    _Row("DELETE", "/v1/services/{namespace}/{name}", "Give a name free that nobody serves",
+         _forget_service, None),
+    _Row("GET", "/v1/revoked", "List revoked identities", _list_revoked, list[RevokedIdentity]),
+    _Row("PUT", _REVOKED, "Revoke an identity", _revoke_identity, None),
+    _Row("DELETE", _REVOKED, "Take a revocation back", _restore_identity, None),
     _Row("GET", "/v1/status", "Show the mesh", _status, Status),
 )  # fmt: skip
 

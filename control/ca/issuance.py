@@ -56,7 +56,7 @@ from meshfast.control.store import (
     Transaction,
     scan_all,
 )
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CLAIM_CHECKS
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
 
@@ -244,7 +244,7 @@ class Issuance:
         self, csr_der: bytes, claim: Claim, instance: str, *, token: str = "", before: str = ""
     ) -> _Wanted:
         """Look at a request of somebody who is known by now."""
-        if CHECKS["instance"](instance) is not None:  # before it gets into a log
+        if CLAIM_CHECKS["instance"](instance) is not None:  # before it gets into a log
             raise RefusedError(Refusal.MALFORMED, "a request names the instance that it is for")
         identity = SpiffeId(self._authority.trust_domain, claim.namespace, claim.service_account)
         self._take(self._instances, f"{identity} {instance}")

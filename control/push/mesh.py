@@ -2,6 +2,7 @@
 
     /resources/<kind>/<namespace>/<name>   a resource in JSON
     /workloads/<namespace>/<sa>/<instance> a registered workload
+    /services/<namespace>/<name>           a service that workloads have registered for
     /revoked/<namespace>/<sa>              an identity that gets nothing any more
 
 Read once, page by page at one revision, then kept up by one watch over all keys. If the watch falls
@@ -28,7 +29,12 @@ from typing import Final
 import msgspec
 
 from meshfast.control.ca.issuance import REVOKED_PREFIX
-from meshfast.control.registry import WORKLOADS_PREFIX, WorkloadRecord
+from meshfast.control.registry import (
+    SERVICES_PREFIX,
+    WORKLOADS_PREFIX,
+    ServiceRecord,
+    WorkloadRecord,
+)
 from meshfast.control.store import (
     Change,
     CompactedError,
@@ -37,7 +43,7 @@ from meshfast.control.store import (
     UnknownRevisionError,
     Watch,
 )
-from meshfast.discovery import Revision
+from meshfast.discovery import ORIGIN, Revision
 from meshfast.errors import ConfigError
 from meshfast.resources import Loaded, load_bytes
 from meshfast.resources.kinds import Resource
@@ -87,7 +93,10 @@ class Mesh:
         self.resources: dict[str, StoredResource] = {}
         self._former: dict[str, StoredResource] = {}
         self._workloads: dict[str, tuple[Revision, WorkloadRecord]] = {}
+        self._services: dict[str, ServiceRecord] = {}
         self._revoked: set[tuple[str, str]] = set()
+        #: When something that sidecars see has changed last.
+        self.changed = ORIGIN
         #: How often everything was read; each time the watch has another descriptor.
         self.readings = 0
         self._read_all()
@@ -109,7 +118,8 @@ class Mesh:
         try:
             while sets := self._watch.poll():
                 for one in sets:
-                    changed |= self._take(one.changes)
+                    if self._take(one.changes):
+                        self.changed, changed = one.revision, True
             self._revision = self._watch.revision
         except (CompactedError, UnknownRevisionError):
             self._watch.close()
@@ -121,6 +131,10 @@ class Mesh:
         """Return the workloads that may be called, oldest registration first."""
         ordered = sorted(self._workloads.values(), key=lambda item: item[0])
         return [record for _, record in ordered if _identity_key(record) not in self._revoked]
+
+    def services(self) -> list[ServiceRecord]:
+        """Return the services that workloads have ever registered for, and nobody has forgotten."""
+        return list(self._services.values())
 
     def is_revoked(self, namespace: str, service_account: str) -> bool:
         """Tell whether an identity was revoked."""
@@ -141,9 +155,10 @@ class Mesh:
         self.readings += 1
         self.resources, self._former = {}, self.resources
         self._workloads.clear()
+        self._services.clear()
         self._revoked.clear()
         listing = self._store.scan("/")
-        self._revision = listing.revision
+        self._revision = self.changed = listing.revision
         while True:
             self._take(Change(entry.key, entry) for entry in listing.entries)
             if not listing.more:
@@ -180,6 +195,13 @@ class Mesh:
             record = msgspec.json.decode(change.entry.value, type=WorkloadRecord)
             self._workloads[change.key] = (change.entry.created, record)
 
+    def _take_service(self, change: Change) -> None:
+        if change.entry is None:
+            self._services.pop(change.key, None)
+        else:
+            record = msgspec.json.decode(change.entry.value, type=ServiceRecord)
+            self._services[change.key] = record
+
     def _take_revoked(self, change: Change) -> None:
         namespace, _, account = change.key.removeprefix(REVOKED_PREFIX).partition("/")
         if change.entry is None:
@@ -190,6 +212,7 @@ class Mesh:
     _takers = (
         (RESOURCES_PREFIX, _take_resource),
         (WORKLOADS_PREFIX, _take_workload),
+        (SERVICES_PREFIX, _take_service),
         (REVOKED_PREFIX, _take_revoked),
     )
 

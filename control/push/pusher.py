@@ -131,6 +131,7 @@ class Pusher:
             asked.add(host)
             return self._resolver.addresses(host)
 
-        translation = Translation(resources, self._mesh.workloads(), resolve)
+        mesh = self._mesh
+        translation = Translation(resources, mesh.workloads(), resolve, mesh.services())
         self._resolver.keep(asked)
         return translation

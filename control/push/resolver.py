@@ -5,7 +5,8 @@ does not resolve for a while keeps its last addresses.
 
 Does not do: blocking the event loop; an answer comes with the next push.
 
-Invariants: `addresses` never waits; `keep` forgets the hosts that nobody names any more.
+Invariants: `addresses` never waits; `keep` forgets the hosts that nobody names any more; no end of
+the process waits for an answer, since the threads are daemons.
 
 Tests: tests/control/push/test_resolver.py.
 """
@@ -14,12 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["Resolver"]
 
 REFRESH_S: Final = 5.0
+#: Look-ups at a time: a few names that take long keep the others waiting little.
+LOOK_UPS_MAX: Final = 16
 
 
 class Resolver:
@@ -65,13 +70,36 @@ class Resolver:
                     self._asked.set()
 
     async def _refresh(self) -> bool:
-        changed = False
-        for host in sorted(self._wanted):
-            found = await asyncio.to_thread(self._look_up, host)
-            if found and host in self._wanted and found != self._known.get(host):
-                self._known[host] = found
-                changed = True
-        return changed
+        places = asyncio.Semaphore(LOOK_UPS_MAX)
+        return any(
+            await asyncio.gather(*(self._ask(host, places) for host in sorted(self._wanted)))
+        )
+
+    async def _ask(self, host: str, places: asyncio.Semaphore) -> bool:
+        """Look a host up; say whether the answer is another one."""
+        async with places:
+            found = await self._answer(host)
+        if not found or host not in self._wanted or found == self._known.get(host):
+            return False
+        self._known[host] = found
+        return True
+
+    async def _answer(self, host: str) -> list[str]:
+        """Ask in a thread of its own, which nobody has to wait for."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+
+        def take(found: list[str]) -> None:
+            if not answer.done():
+                answer.set_result(found)
+
+        def ask() -> None:
+            found = self._look_up(host)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(take, found)
+
+        threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
+        return await answer
 
 
 def look_up_host(host: str) -> list[str]:

@@ -35,7 +35,7 @@ from meshfast.control.push.progress import Progress
 from meshfast.control.push.status import SidecarStatus, overall, text
 from meshfast.control.registry import Registry, WorkloadRecord, claim_problem
 from meshfast.control.registry.registry import ShareError
-from meshfast.control.registry.workload import is_instance
+from meshfast.control.registry.workload import is_instance, is_loopback
 from meshfast.control.store import StoreError
 from meshfast.discovery import (
     Ack,
@@ -57,6 +57,8 @@ from meshfast.discovery import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshfast.control.push.streams import Streams
     from meshfast.control.push.view import NamespaceView
 
@@ -104,9 +106,15 @@ class StreamContext:
 
 
 async def serve(
-    context: StreamContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    context: StreamContext,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    on_known: Callable[[], None],
 ) -> None:
-    """Serve one connection from its handshake to its end. Raises nothing but cancellation."""
+    """Serve one connection from its handshake to its end. Raises nothing but cancellation.
+
+    `on_known` is called when a Hello was believed.
+    """
     try:
         _bound(writer)
         tls = writer.get_extra_info("ssl_object")
@@ -116,7 +124,7 @@ async def serve(
             await _Join(context, reader, writer).run()
         else:
             peer = Peer.of(certificate, context.trust_domain)
-            await Stream(context, reader, writer, peer).run()
+            await Stream(context, reader, writer, peer, on_known).run()
     except RefusedError as error:
         log.warning("peer refused: %s", error)
     except (OSError, TimeoutError, ssl.SSLError) as error:
@@ -201,9 +209,11 @@ class Stream:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         peer: Peer,
+        on_known: Callable[[], None],
     ) -> None:
         """Take over a connection whose peer is known."""
         self.peer = peer
+        self._on_known = on_known
         self.namespace = peer.identity.namespace
         self.hello: Hello | None = None
         self.has_left = False  # it has said goodbye and does not come back
@@ -335,6 +345,7 @@ class Stream:
         if isinstance(message, Hello):
             self.hello = message
             self._context.streams.greet(self)
+            self._on_known()
         elif isinstance(message, Subscribe):
             self._progress.subscribed(message.type)
         for received in self._session.take_received():
@@ -387,7 +398,9 @@ class Stream:
         await self._wait_for_credit()
         identity = self.peer.identity
         assert self._record is not None, "nothing is read before the record"
-        problem = claim_problem(registration, self.namespace, self._record.service)
+        problem = claim_problem(
+            registration, self.namespace, self._record.service, is_local=_is_local(self._writer)
+        )
         if problem is not None:
             raise DiscoveryError(Code.UNAUTHORIZED, f"registration of {identity}: {problem}")
         record = WorkloadRecord.of(registration, self.hello.node.instance, str(identity))
@@ -462,6 +475,12 @@ def _ip(writer: asyncio.StreamWriter) -> str:
     """Give the peer's address without the port."""
     name = writer.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def _is_local(writer: asyncio.StreamWriter) -> bool:
+    """Tell whether the peer is on this host: at loopback, or at the address it connected to."""
+    ip = _ip(writer)
+    return is_loopback(ip) or ip == str(writer.get_extra_info("sockname")[0])
 
 
 async def _finished(task: asyncio.Task[None], timeout_s: float) -> None:

@@ -14,7 +14,8 @@ Invariants:
    many in all.
 2. A key belongs to the stream that registered it last; what an older stream says is ignored.
 3. The same registration again writes nothing.
-4. Whoever waited for its turn looks again whether it still is the one that may write.
+4. A workload is never in the store without its service.
+5. Whoever waited for its turn looks again whether it still is the one that may write.
 
 Tests: tests/control/registry/test_registry.py.
 """
@@ -30,7 +31,12 @@ from typing import Final
 
 import msgspec
 
-from meshfast.control.registry.workload import WORKLOADS_PREFIX, WorkloadRecord
+from meshfast.control.registry.workload import (
+    WORKLOADS_PREFIX,
+    ServiceRecord,
+    WorkloadRecord,
+    service_key,
+)
 from meshfast.control.store import (
     Condition,
     ConflictError,
@@ -195,17 +201,30 @@ class Registry:
             if entry is not None:
                 held.lease = entry.lease
             alive = self._keep_alive(held)
-            if entry is None or not alive or decode(entry) != record:
+            puts, conditions = self._service(record)
+            if puts or entry is None or not alive or decode(entry) != record:
                 lease = held.lease if alive else self._store.grant(self._grace_ms)
-                put = Put(held.key, msgspec.json.encode(record), lease)
-                condition = Condition(held.key, None if entry is None else entry.modified)
+                puts.append(Put(held.key, msgspec.json.encode(record), lease))
+                conditions.append(Condition(held.key, None if entry is None else entry.modified))
                 try:
-                    self._store.transact(Transaction((put,), (condition,)))
+                    self._store.transact(Transaction(tuple(puts), tuple(conditions)))
                 except (ConflictError, LeaseGoneError):
-                    continue  # it expired at this very moment
+                    continue  # it expired, or its service was written, at this very moment
                 held.lease = lease
             held.record = record
             return
+
+    def _service(self, record: WorkloadRecord) -> tuple[list[Put | Delete], list[Condition]]:
+        """Give what has to be written for the service of a workload, and what must still hold."""
+        key = service_key(record.namespace, record.service)
+        entry = self._store.read(key)
+        before = ServiceRecord(name=record.service, namespace=record.namespace, ports=())
+        if entry is not None:
+            before = msgspec.json.decode(entry.value, type=ServiceRecord)
+        after = before.with_ports(record.ports)
+        condition = Condition(key, None if entry is None else entry.modified)
+        is_known = entry is not None and after == before
+        return [] if is_known else [Put(key, msgspec.json.encode(after))], [condition]
 
     def _delete(self, key: str) -> None:
         """Remove the record that is there now, if there is one."""

@@ -3,6 +3,11 @@
     /workloads/<namespace>/<service account>/<instance>
                                        WorkloadRecord in JSON, with the lease of its stream
 
+    /services/<namespace>/<name>       ServiceRecord in JSON: somebody once registered for it
+
+A service outlives its workloads: its name stays one of the mesh, answered 503, until an operator
+has it forgotten. Callers would send in plain text to whatever else has the name otherwise.
+
 The identity in a record, and in its key, is the certificate's, never the message's: nobody can take
 an instance of another identity. Service, namespace and instance are compared with what the
 certificate was issued for. The address is believed: whoever lies about it
@@ -13,17 +18,30 @@ Tests: tests/control/registry/test_workload.py.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from meshfast.discovery import Port, Registration
-from meshfast.resources.texts import CHECKS
+from meshfast.discovery.messages import PORTS_MAX
+from meshfast.resources.texts import CHECKS, CLAIM_CHECKS
 
-__all__ = ["WORKLOADS_PREFIX", "WorkloadRecord", "claim_problem", "is_instance", "workload_key"]
+__all__ = [
+    "SERVICES_PREFIX",
+    "WORKLOADS_PREFIX",
+    "ServiceRecord",
+    "WorkloadRecord",
+    "claim_problem",
+    "is_instance",
+    "service_key",
+    "workload_key",
+]
 
 WORKLOADS_PREFIX: Final = "/workloads/"
+SERVICES_PREFIX: Final = "/services/"
 _PROTOCOL: Final = re.compile(r"[a-z0-9-]{0,16}", re.ASCII)
 
 
@@ -66,6 +84,25 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that workloads have registered for, with the ports that they had."""
+
+    name: str
+    namespace: str
+    ports: tuple[Port, ...]
+
+    def with_ports(self, ports: Iterable[Port]) -> ServiceRecord:
+        """Add the ports whose numbers are new, as many as a workload may have."""
+        known = {port.number: port for port in ports} | {port.number: port for port in self.ports}
+        kept = (*self.ports, *(port for port in known.values() if port not in self.ports))
+        return msgspec.structs.replace(self, ports=kept[:PORTS_MAX])
+
+
+def service_key(namespace: str, name: str) -> str:
+    """Name the key of a service."""
+    return f"{SERVICES_PREFIX}{namespace}/{name}"
+
+
 def workload_key(namespace: str, account: str, instance: str) -> str:
     """Name the key of a workload: an instance of an identity."""
     return f"{WORKLOADS_PREFIX}{namespace}/{account}/{instance}"
@@ -73,21 +110,28 @@ def workload_key(namespace: str, account: str, instance: str) -> str:
 
 def is_instance(text: str) -> bool:
     """Tell whether the text can name an instance."""
-    return CHECKS["instance"](text) is None
+    return CLAIM_CHECKS["instance"](text) is None
 
 
-def claim_problem(registration: Registration, namespace: str, service: str) -> str | None:
-    """Say why a registration is not covered by a certificate for a service; `None` when it is."""
+def claim_problem(
+    registration: Registration, namespace: str, service: str, *, is_local: bool = True
+) -> str | None:
+    """Say why a registration is not covered by a certificate for a service; `None` when it is.
+
+    `is_local`: it comes from the control plane's own host, where loopback may be an address.
+    """
     if registration.namespace != namespace:
         return f"the namespace is {namespace!r}, not {registration.namespace!r}"
     if registration.service != service:
         return f"the service is {service!r}, not {registration.service!r}"
-    if CHECKS["name"](registration.workload) is not None:
+    if CLAIM_CHECKS["workload"](registration.workload) is not None:
         return f"{registration.workload[:80]!r} is no name of a workload"
     if not _is_socket_address(registration.address):
         return f"the address has to be ip:port, not {registration.address[:80]!r}"
+    if not is_local and is_loopback(registration.address.rpartition(":")[0]):
+        return f"from another host nobody is reached at {registration.address!r}"
     for key, value in registration.labels.items():
-        if CHECKS["workload_label_key"](key) or CHECKS["workload_label_value"](value):
+        if CLAIM_CHECKS["label_key"](key) or CLAIM_CHECKS["label_value"](value):
             return f"{key[:80]!r}={value[:80]!r} is no label"
     numbers = [port.number for port in registration.ports]
     if len(set(numbers)) < len(numbers):
@@ -100,12 +144,19 @@ def claim_problem(registration: Registration, namespace: str, service: str) -> s
     return None
 
 
+def is_loopback(ip: str) -> bool:
+    """Tell whether an address, with or without brackets, is this host's own; others are not."""
+    found = ipaddress.ip_address(ip.strip("[]"))
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
 def _is_socket_address(text: str) -> bool:
     """Tell whether the text is `ip:port` or `[ip6]:port`, of an address that can be dialled."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     ip = host[1:-1] if bracketed else host
-    if (":" in ip) != bracketed or CHECKS["peer_address"](ip) is not None:
+    if (":" in ip) != bracketed or CLAIM_CHECKS["peer_address"](ip) is not None:
         return False
     digits = port.isascii() and port.isdigit() and len(port) <= 5
     return bool(colon) and digits and 1 <= int(port) <= 65535

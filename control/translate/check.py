@@ -128,7 +128,11 @@ def _check_service_entries(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Prob
             key = names.service_key(host, entry.namespace)
             if key in hosts.services:
                 message = f"{key} is a service of the mesh: workloads are registered for it"
-                yield item.origin.problem(message, "spec", "hosts", position)
+                hint = ""
+                if not hosts.services[key].is_served:
+                    message = f"{key} is a service of the mesh: workloads were registered for it"
+                    hint = "`meshfast service forget` gives the name free"
+                yield item.origin.problem(message, "spec", "hosts", position, hint=hint)
 
 
 def _check_selected(index: Index, files: Container[str]) -> Iterator[Problem]:
@@ -219,7 +223,7 @@ def _warn_of_routes(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> I
             key = names.service_key(destination.host, entry.namespace)
             number = None if destination.port is None else destination.port.number
             ports = hosts.served.get(key)
-            if ports is None:
+            if ports is None or not _is_served(key, hosts):
                 message = f"nobody serves {key} now: its share is answered 503 until then"
                 hint = nearest(key, list(hosts.served), "hosts")
                 yield entry.origin.problem(message, *path, "host", hint=hint)
@@ -240,12 +244,17 @@ def _warn_of_routes(entries: Iterable[Entry[VirtualService]], hosts: Hosts) -> I
 def _warn_of_rules(new: Iterable[Loaded], hosts: Hosts) -> Iterator[Problem]:
     for rule in _destination_rules(new):
         key = names.service_key(rule.resource.spec.host, rule.namespace)
-        if key in hosts.served:
+        if key in hosts.served and _is_served(key, hosts):
             yield from warn_of_subsets(rule, _labels(key, hosts))
         else:
             message = f"nobody serves {key} now"
             hint = nearest(key, list(hosts.served), "hosts")
             yield rule.origin.problem(message, "spec", "host", hint=hint)
+
+
+def _is_served(key: str, hosts: Hosts) -> bool:
+    """Tell whether anybody is there now, of a host that is known."""
+    return key not in hosts.services or hosts.services[key].is_served
 
 
 def _labels(key: str, hosts: Hosts) -> list[dict[str, str]]:

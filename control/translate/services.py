@@ -1,9 +1,11 @@
-"""Services from registered workloads: which ports they have, and who serves them.
+"""Services from registrations, present and past: which ports they have, and who serves them.
 
 Workloads of one service may listen on different ports: two versions on one host have to. So ports
 of a service are told apart by name, as in Kubernetes, where each workload may map a name to a
 port of its own. Without names, the only port of each workload is the same port of the service. The
 port of the service has the lowest number that a workload gave it.
+
+A service that nobody is registered for now keeps the ports that it had, without endpoints.
 
 Invariants: the outcome depends on the set of workloads and the order of their registrations only;
 of two registrations of one address the later one counts, since an address is served by one sidecar.
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meshfast.control.registry import WorkloadRecord
+from meshfast.control.registry import ServiceRecord, WorkloadRecord
 from meshfast.policy import names
 from meshfast.policy.clusters import selects
 from meshfast.policy.sidecar import SidecarEndpoint
@@ -56,6 +58,11 @@ class MeshService:
     ports: tuple[ServicePort, ...]
 
     @property
+    def is_served(self) -> bool:
+        """Tell whether workloads are registered for it now."""
+        return any(port.workloads for port in self.ports)
+
+    @property
     def host(self) -> str:
         """The name that clusters carry."""
         return f"{self.name}.{self.namespace}"
@@ -68,17 +75,27 @@ class _Port:
     workloads: list[WorkloadRecord] = field(default_factory=list)
 
 
-def mesh_services(workloads: Iterable[WorkloadRecord]) -> dict[str, MeshService]:
-    """Group workloads, oldest registration first, to services by `host`, in the order of hosts."""
+def mesh_services(
+    workloads: Iterable[WorkloadRecord], known: Iterable[ServiceRecord] = ()
+) -> dict[str, MeshService]:
+    """Group workloads, oldest registration first, to services by `host`, in the order of hosts.
+
+    `known` are services that are there without workloads, too.
+    """
     grouped: dict[tuple[str, str], dict[str, WorkloadRecord]] = {}
     for workload in workloads:
         if workload.ports:
             of_service = grouped.setdefault((workload.service, workload.namespace), {})
             of_service[workload.address] = workload
-    services = (
+    services = [
         MeshService(name, namespace, _ports(by_address))
         for (name, namespace), by_address in grouped.items()
-    )
+    ]
+    services += [
+        MeshService(one.name, one.namespace, _former_ports(one))
+        for one in known
+        if (one.name, one.namespace) not in grouped
+    ]
     return {service.host: service for service in sorted(services, key=lambda one: one.host)}
 
 
@@ -101,6 +118,14 @@ def _ports(by_address: dict[str, WorkloadRecord]) -> tuple[ServicePort, ...]:
         else:  # two names for one number: the first name stays
             numbered[min(one.numbers)][1].workloads += one.workloads
     return tuple(_port(number, *numbered[number]) for number in sorted(numbered))
+
+
+def _former_ports(service: ServiceRecord) -> tuple[ServicePort, ...]:
+    found = {port.number: port for port in reversed(service.ports)}
+    return tuple(
+        _port(number, port.name, _Port(protocol=port.protocol))
+        for number, port in sorted(found.items())
+    )
 
 
 def _port(number: int, key: str, port: _Port) -> ServicePort:

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from meshfast.control.registry import WorkloadRecord
+from meshfast.control.registry import ServiceRecord, WorkloadRecord
 from meshfast.control.translate.hosts import Hosts, named_subsets
 from meshfast.control.translate.routes import Routed, routed_hosts, virtual_hosts
 from meshfast.control.translate.services import MeshService, mesh_services
@@ -52,14 +52,18 @@ class Translation:
     services: Mapping[str, MeshService]
 
     def __init__(
-        self, resources: Sequence[Loaded], workloads: Iterable[WorkloadRecord], resolve: Resolve
+        self,
+        resources: Sequence[Loaded],
+        workloads: Iterable[WorkloadRecord],
+        resolve: Resolve,
+        known: Iterable[ServiceRecord] = (),
     ) -> None:
-        """Translate. `workloads` come oldest registration first.
+        """Translate. `workloads` come oldest registration first, `known` services without them too.
 
         `resolve` gives the addresses of a host name that a ServiceEntry with resolution DNS names,
         as it is known now; an empty list is a name that is not known.
         """
-        self.services = mesh_services(workloads)
+        self.services = mesh_services(workloads, known)
         hosts = Hosts.of(resources, self.services)
         endpoints = _endpoints(hosts, resolve)
         clusters = {cluster.name: cluster for cluster in cluster_shells(hosts)}

@@ -153,8 +153,9 @@ def test_a_sidecar_that_is_in_the_mesh_never_gives_up(
         time.sleep(2.1)  # the life of the certificate
         control.start()
         agent.pump(lambda: agent.events("certificate refused"), "it is refused")
-        control.refusal = ""
-        agent.pump(lambda: len(agent.identities) >= 2, "a second identity")
+        asked = len(control.said_of(CertificateRequest))
+        # Attempts are up to 10 s apart.
+        agent.pump(lambda: len(control.said_of(CertificateRequest)) > asked, "again", 30)
         assert not agent.hopeless
     finally:
         control.stop()
@@ -351,6 +352,24 @@ def test_a_route_that_comes_before_its_cluster_says_what_it_waits_for(
     assert (reference.type, reference.name) == ("cluster", later)
     control.put("cluster", later, cluster(later))
     agent.pump(lambda: agent.hosts() == ["order.default", "later.default"], "offered again")
+
+
+def test_a_first_push_without_routes_that_are_taken_starts_nobody(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.put("cluster", ORDER, cluster(ORDER))
+    control.put("route", "outbound", [virtual_host(ORDER, regex="(")])
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.pump(lambda: control.said_of(Nack), "the refusal")
+    agent.pump(lambda: len(control.said_of(Ack)) >= 3, "the rest is taken")
+    other = "outbound|1||other.default"
+    control.put("cluster", other, cluster(other))
+    agent.pump(lambda: other in agent.cluster_names(), "another push is taken")
+    agent.pump(lambda: len(control.said_of(Ack)) >= 4, "and answered")
+    assert not agent.is_meshed
+    control.put("route", "outbound", [virtual_host(ORDER)])
+    agent.until_meshed()
+    assert agent.hosts() == ["order.default"]
 
 
 # registration

@@ -321,6 +321,33 @@ def test_more_endpoints_than_slots_are_refused_and_the_rest_goes_on(taker: Taker
     assert len(outcome.document.clusters[-1].endpoints) == 1
 
 
+def test_who_has_very_many_endpoints_keeps_nobody_else_out(taker: Taker) -> None:
+    many = endpoints(*(f"10.{n >> 8}.{n & 255}.1:1" for n in range(4096)))
+    outcome = taker.take(
+        change("cluster", b=cluster(B)),
+        change("endpoint", a=many, b=endpoints("1.1.1.1:1", "1.1.1.2:1")),
+        change("route", "outbound"),
+    )
+    assert [(one.type, one.name) for one in outcome.refusals] == [("endpoint", A)]
+    found = {one.name: len(one.endpoints) for one in outcome.document.clusters}
+    assert (found[A], found[B]) == (1, 2)
+
+
+def test_a_first_offer_beyond_the_slots_keeps_the_application_and_what_fits() -> None:
+    fresh = Taker()
+    many = endpoints(*(f"10.{n >> 8}.{n & 255}.1:1" for n in range(4096)))
+    outcome = fresh.take(
+        change("cluster", a=cluster(A), b=cluster(B)),
+        change("endpoint", a=many, b=endpoints("1.1.1.1:1")),
+    )
+    assert [(one.type, one.name) for one in outcome.refusals] == [("endpoint", A)]
+    assert {one.name: len(one.endpoints) for one in outcome.document.clusters} == {
+        "inbound|8080||": 1,
+        A: 0,
+        B: 1,
+    }
+
+
 def test_what_was_held_is_left_alone(taker: Taker) -> None:
     held, before = taker.held, msgspec.json.encode(taker.held)
     taker.take(change("cluster", b=cluster(B)), change("route", "outbound"))

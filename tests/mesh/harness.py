@@ -94,7 +94,7 @@ class Control:
         return JoinToken.parse(self.ask(token=service, uses=uses))
 
     def services(self) -> dict[str, Any]:
-        """What is registered, by host."""
+        """What is registered now, or was, by host."""
         return {one["host"]: one for one in self.ask(services=True)}
 
     def kill(self) -> None:

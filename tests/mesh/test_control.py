@@ -65,7 +65,7 @@ def test_deregisters_at_drain(agent: MeshAgent, control: Control) -> None:
     agent.until_meshed()
     agent.pump(lambda: control.services(), "registered")
     agent.send(type="drain", deadline_ms=1000)
-    agent.pump(lambda: not control.services(), "deregistered")
+    agent.pump(lambda: not control.services()["payment.default"]["workloads"], "deregistered")
 
 
 def test_a_killed_control_plane_is_met_again_without_a_new_snapshot(

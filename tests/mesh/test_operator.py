@@ -102,6 +102,19 @@ spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
     assert said == "there is no VirtualService default/payment\n"
 
 
+def test_an_identity_is_revoked_and_restored(operator: Operator) -> None:
+    assert operator.run("identity", "revoke", "payment") == "identity default/payment revoked\n"
+    listed = "NAMESPACE  SERVICE ACCOUNT\ndefault    payment\n"
+    wait_until(lambda: operator.run("identity", "list") == listed, "it is listed")
+    assert operator.run("identity", "restore", "payment") == "identity default/payment restored\n"
+    wait_until(lambda: "payment" not in operator.run("identity", "list"), "it is not listed")
+
+
+def test_a_service_that_is_not_known_cannot_be_forgotten(operator: Operator) -> None:
+    said = operator.run("service", "forget", "payment", code=1)
+    assert said == "there is no service default/payment\n"
+
+
 def test_the_status_of_an_empty_mesh(operator: Operator) -> None:
     mesh = json.loads(operator.run("status", "-o", "json"))
     assert (mesh["services"], mesh["workloads"], mesh["sidecars"]) == ([], [], [])

@@ -50,7 +50,7 @@ from meshfast.discovery.messages import (
     Status,
 )
 from meshfast.discovery.revision import Revision, content_version
-from meshfast.policy.sidecar import Change, Refusal, Sidecar
+from meshfast.policy.sidecar import LISTENER, ROUTE, Change, Refusal, Sidecar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from meshfast.telemetry.families import AgentFacts
     from meshfast.telemetry.source import Source
 
-__all__ = ["IDENTITY", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
+__all__ = ["IDENTITY", "JOINING", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
 
 IDENTITY, RESOURCES = "identity", "resources"
 JOINING = "joining"
@@ -154,6 +154,7 @@ class Mesh:
         self._serial = settings.identity_serial
         self._applied_serial = 0
         self._is_configured = False
+        self._lacking: set[tuple[str, str]] = set()
         self.is_meshed = False
         self._is_draining = False
         self._has_withdrawn = False
@@ -451,13 +452,26 @@ class Mesh:
         for push in pushes:
             session.answer(push, [_problem(one) for one in refusals if one.type == push.type])
         self._keep_resources()
-        if not self._is_configured and all(session.is_complete(type) for type in TYPES):
+        self._note_lacking(pushes, refusals)
+        if not self._lacking and all(session.is_complete(type) for type in TYPES):
             self._is_configured = True
         self._check_meshed()
         self._check_withdrawn()
         self._report()
         self._link.flush()
         self._take_pushes()
+
+    def _note_lacking(self, pushes: list[Push], refusals: tuple[Refusal, ...]) -> None:
+        """Remember which routes were refused with nothing in their place: nobody starts so."""
+        for push in pushes:
+            said = {one.name for one in push.resources} | set(push.removed)
+            self._lacking -= {(push.type, name) for name in said}
+        held = self.publisher.held
+        self._lacking |= {
+            (one.type, one.name)
+            for one in refusals
+            if one.type in (LISTENER, ROUTE) and one.name not in held[one.type]
+        }
 
     # the control plane
 

@@ -44,7 +44,10 @@ def _tables(mesh: dict[str, Any]) -> str:
             for one in mesh["sidecars"]
         ),
     )  # fmt: skip
-    return f"revision {mesh['revision']}\n\n{services}\n\n{sidecars}"
+    revision = f"revision {mesh['revision']}"
+    if mesh["stored"] != mesh["revision"]:
+        revision += f", {mesh['stored']} is on its way"
+    return f"{revision}\n\n{services}\n\n{sidecars}"
 
 
 def reason_of(types: dict[str, Any]) -> str:

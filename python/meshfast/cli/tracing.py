@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import rich_click as click
 
 from meshfast.errors import UsageError
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CLAIM_CHECKS
 
 __all__ = ["DEFAULT_SAMPLING_PPM", "sampling_ppm", "tracing_options"]
 
@@ -30,7 +30,7 @@ class ZipkinAddress(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Give the text back as it is."""
-        if CHECKS["host_port"](value) is not None:
+        if CLAIM_CHECKS["host_port"](value) is not None:
             hint = "without http:// and path" if "/" in value else "as 127.0.0.1:9411"
             self.fail(f"expected HOST:PORT, {hint}, got {value!r}", param, ctx)
         return value

@@ -14,7 +14,9 @@ compiler are arguments.
 Invariants:
 1. A document that comes out was built by the snapshot compiler: workers cannot refuse it.
 2. A refused fragment never keeps another one of the same offer out, unless that one names it.
-3. A removal is never refused. What a kept route still needs stays, privately, until nothing does.
+3. New endpoints for which there are no slots are refused, the largest sets first: whoever registers
+   very many keeps out nobody but itself.
+4. A removal is never refused. What a kept route still needs stays, privately, until nothing does.
 
 Tests: tests/core/test_sidecar.py.
 """
@@ -43,7 +45,7 @@ from meshfast.policy.document import (
     Workload,
     encode_document,
 )
-from meshfast.policy.slots import SlotAllocator
+from meshfast.policy.slots import SlotAllocator, SlotsError
 
 __all__ = [
     "Applied",
@@ -168,7 +170,7 @@ def compose(
 ) -> Document:
     """Put fragments and local facts together. The fragments have been decoded before.
 
-    Raises ConfigError when the endpoints do not fit into the slots.
+    Raises SlotsError when the endpoints do not fit into the slots.
     """
     parts = _decode_all(held)
     inbound = _inbound_cluster(sidecar)
@@ -232,6 +234,10 @@ def apply(
         try:
             document = compose(sidecar, offer.next, generation=generation, allocator=allocator)
             blob = build(encode_document(document))
+        except SlotsError as error:
+            if not offer.refuse_beyond(allocator, str(error)):
+                raise
+            continue
         except ConfigError as error:
             if not offer.refuse_for(error, document):
                 raise
@@ -306,6 +312,31 @@ class _Offer:
         for (type, name), reason in culprits.items():
             self._revert(type, name, reason)
         return bool(culprits)
+
+    def refuse_beyond(self, allocator: SlotAllocator, reason: str) -> bool:
+        """Refuse new endpoints that do not fit; False if there are none."""
+        room = allocator.free - 1  # one is for the application itself
+        needs: list[tuple[int, str]] = []
+        for name in self.next[ENDPOINT].keys() & self.next[CLUSTER].keys():
+            need = self._slots_needed(name, allocator)
+            if (ENDPOINT, name) in self.fresh:
+                needs.append((need, name))
+            else:
+                room -= need
+        beyond = []
+        for need, name in sorted(needs):
+            if need > max(room, 0):
+                beyond.append(name)
+            room -= need
+        for name in beyond:
+            self._revert(ENDPOINT, name, reason)
+        return bool(beyond)
+
+    def _slots_needed(self, name: str, allocator: SlotAllocator) -> int:
+        body = self.next[ENDPOINT][name]
+        found = _usable(msgspec.json.decode(body, type=tuple[SidecarEndpoint, ...]))
+        addresses = {one.address for one in found}
+        return sum(not allocator.owns((name, address)) for address in addresses)
 
     def _missing(self, route: str) -> list[str]:
         body = self.next[ROUTE].get(route)

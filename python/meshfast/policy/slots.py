@@ -22,11 +22,15 @@ from collections.abc import Iterable, Mapping
 from meshfast.errors import ConfigError
 from meshfast.policy.document import Document, decode_document
 
-__all__ = ["SLOTS_MAX", "SlotAllocator"]
+__all__ = ["SLOTS_MAX", "SlotAllocator", "SlotsError"]
 
 SLOTS_MAX = 4096  # lines per worker in the shared memory, layout version 1
 
 Key = tuple[str, str]  # (cluster name, address)
+
+
+class SlotsError(ConfigError):
+    """There are fewer free slots than are needed."""
 
 
 class SlotAllocator:
@@ -53,16 +57,25 @@ class SlotAllocator:
         allocator._free = [slot for slot in allocator._free if slot not in taken]
         return allocator
 
+    @property
+    def free(self) -> int:
+        """Count the slots that nobody has."""
+        return len(self._free)
+
+    def owns(self, key: Key) -> bool:
+        """Tell whether the key has a slot already."""
+        return key in self._owned
+
     def assign(self, keys: Iterable[Key], generation: int) -> dict[Key, int]:
         """Give every key its slot for `generation`; a key seen before keeps the slot it had.
 
-        Raises ConfigError when the free slots do not suffice; nothing has changed then.
+        Raises SlotsError when the free slots do not suffice; nothing has changed then.
         """
         wanted = list(dict.fromkeys(keys))
         fresh = [key for key in wanted if key not in self._owned]
         if len(fresh) > len(self._free):
             total = len(self._owned) + len(self._free)
-            raise ConfigError(
+            raise SlotsError(
                 f"{len(wanted)} endpoints do not fit into {total} slots "
                 f"({len(self._owned)} are in use or being left by workers)"
             )

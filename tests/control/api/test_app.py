@@ -1,5 +1,7 @@
 """The operator API: what each route answers, and how it refuses."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,6 +87,7 @@ def test_the_status_has_the_revision_and_every_part(api: Api) -> None:
     assert status == 200
     assert mesh == {
         "revision": api.plane.operations.revision(),
+        "stored": api.plane.operations.revision(),
         "services": [],
         "workloads": [],
         "sidecars": [],
@@ -121,7 +124,7 @@ def test_the_description_names_every_route_and_only_schemas_that_it_has(api: Api
     status, described = api.ask("GET", "/v1/openapi.json")
     assert status == 200
     routes = {(path, method) for path, of in described["paths"].items() for method in of}
-    assert len(routes) == 9
+    assert len(routes) == 13
     assert ("/v1/resources/{kind}/{namespace}/{name}", "delete") in routes
     references: set[str] = set()
 
@@ -137,3 +140,26 @@ def test_the_description_names_every_route_and_only_schemas_that_it_has(api: Api
     walk(described)
     have = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
     assert references == have
+
+
+def test_an_identity_is_revoked_listed_and_restored(api: Api) -> None:
+    one = "/v1/revoked/default/payment"
+    assert message(api.ask("DELETE", one)) == (404, "default/payment is not revoked")
+    assert api.ask("PUT", one) == (200, None)
+    revoked = [{"namespace": "default", "service_account": "payment"}]
+    eventually(lambda: api.ask("GET", "/v1/revoked") == (200, revoked))
+    assert api.ask("DELETE", one) == (200, None)
+    eventually(lambda: api.ask("GET", "/v1/revoked") == (200, []))
+    assert api.ask("PUT", "/v1/revoked/default/No")[0] == 422
+
+
+def test_a_service_that_is_not_there_is_not_forgotten(api: Api) -> None:
+    said = message(api.ask("DELETE", "/v1/services/default/payment"))
+    assert said == (404, "there is no service default/payment")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

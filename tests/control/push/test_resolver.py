@@ -1,8 +1,10 @@
 """Names are looked up in the background, again and again, and keep what they had."""
 
 import asyncio
+import threading
+import time
 
-from meshfast.control.push.resolver import Resolver, look_up_host
+from meshfast.control.push.resolver import LOOK_UPS_MAX, Resolver, look_up_host
 
 
 class Names:
@@ -67,3 +69,52 @@ def test_hosts_that_nobody_names_are_forgotten() -> None:
 def test_the_system_answers_for_loopback_and_not_for_nonsense() -> None:
     assert look_up_host("127.0.0.1") == ["127.0.0.1"]
     assert look_up_host("a" * 300) == []
+
+
+def test_names_that_take_long_hold_up_nobody() -> None:
+    release = threading.Event()
+
+    def look_up(host: str) -> list[str]:
+        if host.startswith("slow"):
+            release.wait(10)
+        return ["1.2.3.4"]
+
+    async def run() -> None:
+        resolver = Resolver(look_up)
+        for number in range(10):
+            resolver.addresses(f"slow{number}")
+        resolver.addresses("z")
+        work = asyncio.create_task(resolver.run(lambda: None))
+        await until(lambda: resolver.addresses("z"))
+        work.cancel()
+
+    began_s = time.monotonic()
+    asyncio.run(run())  # waits for threads of its own, at its end
+    assert time.monotonic() - began_s < 5
+    release.set()
+
+
+def test_so_many_names_are_looked_up_at_a_time() -> None:
+    now, most, lock = 0, 0, threading.Lock()
+
+    def look_up(host: str) -> list[str]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        return ["1.2.3.4"]
+
+    async def run() -> None:
+        resolver = Resolver(look_up)
+        hosts = [f"h{number}" for number in range(100)]
+        for host in hosts:
+            resolver.addresses(host)
+        work = asyncio.create_task(resolver.run(lambda: None))
+        await until(lambda: all(map(resolver.addresses, hosts)))
+        work.cancel()
+
+    asyncio.run(run())
+    assert 1 < most <= LOOK_UPS_MAX

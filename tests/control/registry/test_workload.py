@@ -75,3 +75,14 @@ def test_a_record_joins_what_is_said_with_what_is_known() -> None:
         True,
     )
     assert record.ports == tuple(SAID.ports)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"]
+)
+def test_nobody_of_another_host_is_reached_at_loopback(address: str) -> None:
+    registration = Registration("w", "default", "payment", address, [])
+    assert claim_problem(registration, "default", "payment", is_local=True) is None
+    problem = claim_problem(registration, "default", "payment", is_local=False)
+    assert problem is not None
+    assert "from another host" in problem

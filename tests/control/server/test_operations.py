@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -348,3 +349,87 @@ def test_a_token_carries_the_address_that_it_was_made_for(start: Start) -> None:
     plane = start(advertise="mesh.example.com:443")
     assert plane.token().control == "mesh.example.com:443"
     assert plane.token(control="10.0.0.9:15012").control == "10.0.0.9:15012"
+
+
+def test_a_service_keeps_its_name_without_endpoints_until_it_is_forgotten(start: Start) -> None:
+    plane = start(grace_ms=1000)
+    cluster = "outbound|8080||payment.default"
+
+    def endpoints(sidecar: Sidecar) -> object:
+        body = sidecar.held.get("endpoint", {}).get(cluster)
+        return None if body is None else len(json.loads(body))
+
+    def forget() -> None:
+        plane.ask(plane.operations.forget_service("default", "payment"))
+
+    with Sidecar.join(plane.token("order"), "o1") as order:
+        order.wait_open()
+        order.subscribe()
+        with Sidecar.join(plane.token("payment")) as payment:
+            payment.wait_open()
+            payment.register(8080)
+            order.wait_until(lambda: endpoints(order) == 1)
+            with pytest.raises(ConfigError, match="workloads are registered for default/payment"):
+                forget()
+            payment.register(0)
+            order.wait_until(lambda: endpoints(order) == 0)
+        hosts = json.loads(order.held["route"]["outbound"])
+        assert [host["domains"][0] for host in hosts] == ["payment"]
+        [service] = plane.ask(plane.operations.services())
+        assert (service.host, service.ports, service.workloads) == ("payment.default", (8080,), 0)
+        [warning] = apply(plane, RULE).warnings
+        assert "nobody serves payment.default now" in str(warning)
+        [refused] = problems(plane, ENTRY.replace("api.example.com", "payment"))
+        assert "workloads were registered for it" in refused
+        plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+        forget()
+        order.wait_until(lambda: endpoints(order) is None)
+        order.wait_until(lambda: json.loads(order.held["route"]["outbound"]) == [])
+        with pytest.raises(NotFoundError):
+            forget()
+
+
+def test_a_service_keeps_its_name_over_a_restart(start: Start) -> None:
+    first = start(grace_ms=1000)
+    with Sidecar.join(first.token("payment")) as payment:
+        payment.wait_open()
+        payment.register(8080)
+        deadline = time.monotonic() + 10
+        while not first.ask(first.operations.services()):
+            assert time.monotonic() < deadline
+        payment.register(0)
+        while first.ask(first.operations.workloads()):
+            assert time.monotonic() < deadline
+    first.stop()
+    second = start()
+    [service] = second.ask(second.operations.services())
+    assert (service.host, service.workloads) == ("payment.default", 0)
+
+
+def test_services_are_shown_as_sidecars_are_brought_to_see_them(start: Start) -> None:
+    plane = start(debounce_s=0.8)
+    before = plane.operations.revision()
+    assert plane.operations.stored_revision() == before
+    with Sidecar.join(plane.token("payment")) as payment:
+        payment.wait_open()
+        payment.register(8080)
+        deadline = time.monotonic() + 10
+        while plane.operations.stored_revision() == before:
+            assert time.monotonic() < deadline
+        # The workload is there already; no sidecar can know yet.
+        assert len(plane.ask(plane.operations.workloads())) == 1
+        assert plane.ask(plane.operations.services()) == []
+        assert plane.operations.revision() == before
+        while plane.operations.revision() < plane.operations.stored_revision():
+            assert time.monotonic() < deadline
+        assert len(plane.ask(plane.operations.services())) == 1
+
+
+def test_a_thousand_rules_are_applied_at_once(plane: Plane) -> None:
+    rules = [
+        RULE.replace("name: payment", f"name: r{number}")
+        .replace("hosts: [payment]", f"hosts: [s{number}]")
+        .replace("- timeout: 3s", '- match: [{uri: {regex: "a+"}}]')
+        for number in range(1000)
+    ]
+    assert len(apply(plane, "---\n".join(rules)).changes) == 1000

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from meshfast.control.ca import AuthorityError
 from meshfast.discovery import Goodbye, JoinToken
 from tests.control.server.conftest import Plane, Start, free_port
 from tests.control.server.sidecar import Sidecar, join
@@ -183,3 +184,16 @@ def test_certificates_of_before_a_kill_are_good_after_it(tmp_path: Path) -> None
         assert join(moved)[0] is not None
     finally:
         second.kill()
+
+
+def test_no_new_authority_is_made_beside_a_store_that_is_used(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    plane.token()
+    plane.stop()
+    kept = tmp_path / "kept"
+    (tmp_path / "state" / "ca").rename(kept)
+    with pytest.raises(AuthorityError, match=r"root\.pem is missing, but the store"):
+        start()
+    assert not (tmp_path / "state" / "ca").exists()
+    kept.rename(tmp_path / "state" / "ca")
+    start()

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 
 from meshfast.control.ca import CertificateAuthority, SpiffeId
@@ -134,3 +135,18 @@ def test_renewal_is_due_at_half_of_the_life(tmp_path: Path) -> None:
     assert serving.renew_in_s(now + timedelta(seconds=4000)) == 0
     serving.renew(now + timedelta(seconds=1800))
     assert serving.renew_in_s(now + timedelta(seconds=1800)) == 1800
+
+
+def test_the_clock_is_looked_at_again_after_a_suspension(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshfast.control.server.LOOK_S", 0.02)
+    plane = start(serve_ttl_s=3600)
+    serving = plane.control._serving
+    before = serving._current
+    # An hour of the clock passes at once; the sleep that was planned by the other clock does not.
+    monkeypatch.setattr(serving, "_left_s", lambda now: 0.0)
+    deadline = time.monotonic() + 10
+    while serving._current is before:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
