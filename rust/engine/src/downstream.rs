@@ -17,6 +17,7 @@ use crate::session::{Flushed, Session};
 use crate::stream::Peer;
 use crate::timers::Key;
 use crate::trace;
+use crate::tunnel::Tunnel;
 use crate::upstream::READS_PER_TURN;
 use crate::worker::Worker;
 
@@ -47,6 +48,8 @@ pub(crate) struct Downstream {
     leftover: Option<Box<Leftover>>,
     /// Of a stream of a leg: which port is called, and by whom.
     pub(crate) inbound: Option<Box<Inbound>>,
+    /// Its CONNECT was granted: what it carries is inside of that.
+    pub(crate) tunnel: Option<Box<Tunnel>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.
@@ -75,6 +78,7 @@ impl Downstream {
             is_closing: false,
             leftover: None,
             inbound: None,
+            tunnel: None,
             partial: None,
             head_started_us: 0,
             idle_since_ms: now_ms,
@@ -87,6 +91,11 @@ impl Downstream {
             && !self.is_closing
             && self.leftover.is_none()
             && self.session.input.is_empty()
+    }
+
+    /// A granted CONNECT of which nothing has said yet what it carries.
+    fn is_unknown_inside(&self) -> bool {
+        self.tunnel.as_ref().is_some_and(|it| it.is_unknown())
     }
 
     /// Has the rest of a body thrown away before the next request is read.
@@ -117,6 +126,7 @@ impl Worker {
                 (true, _) => self.discard_input(downstream_id),
                 (false, Some(exchange_id)) => self.pump_request(exchange_id),
                 (false, None) if downstream.leftover.is_some() => self.take_leftover(downstream_id),
+                (false, None) if downstream.is_unknown_inside() => self.look_inside(downstream_id),
                 (false, None) => self.take_request(downstream_id),
             };
             if !came && !moved {
@@ -506,6 +516,11 @@ impl Worker {
     /// A downstream deadline has passed: first byte, head, idle or linger.
     pub(crate) fn downstream_timer(&mut self, downstream_id: usize) {
         let downstream = &mut self.downstreams[downstream_id];
+        let waits_to_know = !downstream.is_closing && downstream.exchange.is_none();
+        if waits_to_know && downstream.is_unknown_inside() {
+            // The other side speaks first.
+            return self.begin_tcp(downstream_id);
+        }
         if downstream.is_closing {
             if downstream.session.output.is_empty() {
                 return self.drop_downstream(downstream_id);
