@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MYPYPATH = $(CURDIR)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full soak bench wheel lint types sizes fmt clean
+.PHONY: help demo picture test test-full soak bench wheel lint types sizes fmt clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -28,6 +28,9 @@ demo: ## build the wheel, install it in a venv of its own, show a mesh under loa
 	@$(STEP) "install the wheel" .venv-demo/bin/pip install --quiet dist/meshfast-*.whl
 	@$(STEP) "meshfast demo" .venv-demo/bin/meshfast demo $(DEMO)
 	@$(STEP) --table
+
+picture: demo ## the demo, and docs/demo.svg drawn from what it printed
+	@.venv-demo/bin/python make/picture .venv-demo/bin/meshfast
 
 test: ## lint, types and every test but the long ones; what CI runs
 	@$(STEP) --begin

@@ -8,7 +8,9 @@ Does not do: authenticate, authorise, parse HTTP.
 Invariants:
 1. A text is applied whole or not at all: one transaction, which fails when any of the resources, or
    any other resource, was changed since it was looked at; then it is looked at again.
-2. What is refused never becomes a revision.
+2. What is refused never becomes a revision; nor does what would not be read back as it was written.
+3. A stored resource that this release cannot read is in nobody's way: it is listed, and can be
+   replaced and deleted.
 
 Tests: tests/control/server/test_operations.py.
 """
@@ -16,7 +18,8 @@ Tests: tests/control/server/test_operations.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import msgspec
@@ -30,12 +33,13 @@ from meshfast.control.push import (
     Streams,
     resource_key,
 )
-from meshfast.control.push.mesh import RESOURCES_PREFIX, StoredResource
+from meshfast.control.push.mesh import RESOURCES_PREFIX, StoredResource, encode_resource
 from meshfast.control.registry import WorkloadRecord
 from meshfast.control.store import (
     Condition,
     ConflictError,
     Delete,
+    Entry,
     Put,
     Store,
     Transaction,
@@ -43,7 +47,7 @@ from meshfast.control.store import (
 from meshfast.control.translate import MeshService, check, mesh_services, orphans
 from meshfast.discovery import JoinToken
 from meshfast.errors import ConfigError, MeshfastError, Problem
-from meshfast.resources import Loaded, Reading, read_bytes
+from meshfast.resources import Loaded, Reading, load_bytes, read_bytes
 from meshfast.resources.kinds import DestinationRule
 from meshfast.resources.texts import CHECKS
 
@@ -239,8 +243,8 @@ class Operations:
 
     async def list(self, kind: str = "", namespace: str = "") -> Sequence[ResourceView]:
         """Return resources, of one kind or namespace when they are given, in the order of names."""
-        found = await asyncio.to_thread(self._all)
-        views = (_view(stored) for stored in found)
+        found = await asyncio.to_thread(self._entries)
+        views = (_view(entry) for entry in found)
         return [
             view for view in views if kind in ("", view.kind) and namespace in ("", view.namespace)
         ]
@@ -329,14 +333,14 @@ class Operations:
     async def workloads(self) -> Sequence[WorkloadView]:
         """Show the registered workloads."""
         connected = {
-            (stream.namespace, stream.hello.node.instance)
+            (str(stream.peer.identity), stream.hello.node.instance)
             for stream in self._streams
             if stream.hello is not None
         }
         return [
             WorkloadView(
                 workload=workload,
-                connected=(workload.namespace, workload.instance) in connected,
+                connected=(workload.identity, workload.instance) in connected,
             )
             for workload in sorted(
                 self._mesh.workloads(), key=lambda one: (one.namespace, one.service, one.instance)
@@ -353,10 +357,10 @@ class Operations:
         new = reading.resources
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
-            stored = {one.entry.key: one for one in self._all()}
+            stored = {entry.key: entry for entry in self._entries()}
             _check_expected(expected, stored)
             keys = [_key(item) for item in new]
-            others = [one.loaded for key, one in stored.items() if key not in keys]
+            others = _readable(entry for key, entry in stored.items() if key not in keys)
             warnings = check(
                 new,
                 others,
@@ -366,11 +370,10 @@ class Operations:
                 unread=reading.unread,
             )
             changes, puts = [], []
-            for key, item in zip(keys, new, strict=True):
-                value = msgspec.json.encode(item.resource)
+            for key, value in zip(keys, _encoded(new), strict=True):
                 before = stored.get(key)
                 changes.append(_change(before, value))
-                if before is None or before.entry.value != value:
+                if before is None or before.value != value:
                     puts.append(Put(key, value))
             conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
             revision = self._store.revision()
@@ -392,19 +395,19 @@ class Operations:
     def _delete(self, kind: str, namespace: str, name: str, dry_run: bool) -> Applied:
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
-            stored = self._stored(kind, namespace, name)
-            _check_unused(stored, [one.loaded for one in self._all()])
+            entry = self._stored(kind, namespace, name)
+            _check_unused(entry, self._entries())
             change = ResourceChange(
                 kind=kind,
                 namespace=namespace,
                 name=name,
                 action="deleted",
-                before=msgspec.json.decode(stored.entry.value),
+                before=msgspec.json.decode(entry.value),
             )
             revision = self._store.revision()
             if not dry_run:
                 conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
-                writes = (Delete(stored.entry.key), Put(GUARD_KEY, b""))
+                writes = (Delete(entry.key), Put(GUARD_KEY, b""))
                 try:
                     revision = self._store.transact(Transaction(writes, conditions))
                 except ConflictError:
@@ -412,7 +415,7 @@ class Operations:
             return Applied(revision=str(revision), dry_run=dry_run, changes=(change,))
         raise ConfigError("too many others are changing the configuration; try again")
 
-    def _stored(self, kind: str, namespace: str, name: str) -> StoredResource:
+    def _stored(self, kind: str, namespace: str, name: str) -> Entry:
         key = resource_key(kind, namespace, name)
         missing = NotFoundError(f"there is no {kind} {namespace}/{name}")
         if not all(part.isascii() and part.isprintable() and "/" not in part and " " not in part
@@ -421,9 +424,9 @@ class Operations:
         entry = self._store.read(key)
         if entry is None:
             raise missing
-        return StoredResource.of(entry)
+        return entry
 
-    def _all(self) -> Sequence[StoredResource]:
+    def _entries(self) -> Sequence[Entry]:
         """Read every resource at one revision."""
         listing = self._store.scan(RESOURCES_PREFIX)
         found = list(listing.entries)
@@ -431,7 +434,7 @@ class Operations:
             after = listing.entries[-1].key
             listing = self._store.scan(RESOURCES_PREFIX, at=listing.revision, after=after)
             found += listing.entries
-        return [StoredResource.of(entry) for entry in found]
+        return found
 
 
 def _read(texts: Sequence[tuple[str, str]]) -> Reading:
@@ -444,19 +447,47 @@ def _read(texts: Sequence[tuple[str, str]]) -> Reading:
     )
 
 
-def _check_expected(expected: Sequence[Expected], stored: Mapping[str, StoredResource]) -> None:
+def _readable(entries: Iterable[Entry]) -> Sequence[Loaded]:
+    """Read what can be read; the rest is served to nobody, and the mesh has said so."""
+    found = []
+    for entry in entries:
+        with suppress(ConfigError):
+            found.append(StoredResource.of(entry).loaded)
+    return found
+
+
+def _encoded(new: Sequence[Loaded]) -> Sequence[bytes]:
+    """Write resources as they are stored. Raises `ConfigError` unless they are read back equal."""
+    values, problems = [], []
+    for item in new:
+        value = encode_resource(item.resource)
+        values.append(value)
+        try:
+            [again] = load_bytes(value, item.origin.file)
+            reason = "" if again.resource == item.resource else "it would read differently"
+        except ConfigError as error:
+            reason = error.problems[0].message
+        if reason:
+            message = f"the {item.resource.kind} cannot be stored: {reason}"
+            problems.append(item.origin.problem(message))
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _check_expected(expected: Sequence[Expected], stored: Mapping[str, Entry]) -> None:
     for one in expected:
         found = stored.get(resource_key(one.kind, one.namespace, one.name))
-        if one.revision != ("" if found is None else str(found.entry.modified)):
+        if one.revision != ("" if found is None else str(found.modified)):
             raise ChangedError(f"{one.kind} {one.namespace}/{one.name} was changed meanwhile")
 
 
-def _check_unused(stored: StoredResource, all: Sequence[Loaded]) -> None:
+def _check_unused(entry: Entry, all: Sequence[Entry]) -> None:
     """Refuse to remove subsets that a rule sends to."""
-    key = _key(stored.loaded)
-    left = [item for item in all if _key(item) != key]
-    resource = stored.loaded.resource
-    if isinstance(resource, DestinationRule):
+    left = _readable(one for one in all if one.key != entry.key)
+    for resource in (item.resource for item in _readable([entry])):
+        if not isinstance(resource, DestinationRule):
+            continue
         users = [f"VirtualService {rule.full_name} sends to the subset {subset!r} of {host}"
                  for rule, host, subset in orphans(left)]  # fmt: skip
         if users:
@@ -470,31 +501,31 @@ def _key(item: Loaded) -> str:
     return resource_key(item.resource.kind, metadata.namespace, metadata.name)
 
 
-def _change(before: StoredResource | None, value: bytes) -> ResourceChange:
+def _change(before: Entry | None, value: bytes) -> ResourceChange:
     after = msgspec.json.decode(value)
     metadata = after["metadata"]
     action: Action = "created"
     if before is not None:
-        action = "unchanged" if before.entry.value == value else "configured"
+        action = "unchanged" if before.value == value else "configured"
     return ResourceChange(
         kind=after["kind"],
         namespace=metadata.get("namespace", "default"),
         name=metadata["name"],
         action=action,
-        before=None if before is None else msgspec.json.decode(before.entry.value),
+        before=None if before is None else msgspec.json.decode(before.value),
         after=after,
     )
 
 
-def _view(stored: StoredResource) -> ResourceView:
-    resource = stored.loaded.resource
+def _view(entry: Entry) -> ResourceView:
+    kind, namespace, name = entry.key.removeprefix(RESOURCES_PREFIX).split("/")
     return ResourceView(
-        kind=resource.kind,
-        namespace=resource.metadata.namespace,
-        name=resource.metadata.name,
-        created=str(stored.entry.created),
-        revision=str(stored.entry.modified),
-        document=msgspec.json.decode(stored.entry.value),
+        kind=kind,
+        namespace=namespace,
+        name=name,
+        created=str(entry.created),
+        revision=str(entry.modified),
+        document=msgspec.json.decode(entry.value),
     )
 
 

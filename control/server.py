@@ -227,7 +227,7 @@ class ControlPlane:
             await asyncio.sleep(self._registry.keep_alive_ms / 1000)
             for stream, record in self._registry.keep_alive():
                 with suppress(StoreError):
-                    await self._registry.register(stream, record)
+                    await self._registry.register_again(stream, record)
 
     async def _renew(self) -> None:
         """Keep our own certificate, and the issuer, young."""
@@ -241,7 +241,7 @@ class ControlPlane:
                 log.error("certificate of the control plane not renewed: %s", error)
 
     async def _compact(self) -> None:
-        """Forget states that no watch needs, and tokens that nobody can use."""
+        """Forget states that no watch needs, tokens and certificates that nobody can use."""
         before: Revision | None = None
         while True:
             await asyncio.sleep(COMPACT_S)
@@ -252,5 +252,6 @@ class ControlPlane:
                 await asyncio.to_thread(
                     lambda: self._issuance.tokens.forget_expired(after_s=TOKENS_KEPT_S)
                 )
+                await asyncio.to_thread(self._issuance.forget_expired)
             except StoreError as error:
                 log.error("store not compacted: %s", error)

@@ -185,7 +185,9 @@ def application(operations: Operations) -> Starlette:
         return _json(document)
 
     routes.append(Route("/v1/openapi.json", openapi, methods=["GET"]))
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refused_by_routing})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused_by_routing})
+    app.router.redirect_slashes = False  # a path with a slash too many is not one of ours
+    return app
 
 
 def _endpoint(row: _Row, operations: Operations) -> Callable[[Request], Awaitable[Response]]:

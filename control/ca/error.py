@@ -21,6 +21,8 @@ class Refusal(StrEnum):
 
     #: The request asks to be an authority itself.
     AUTHORITY = "authority"
+    #: The certificate has expired for too long to be renewed.
+    EXPIRED = "expired"
     #: The request has a critical extension that is not understood.
     EXTENSION = "extension"
     #: The issuer has expired or is not below the published root.
@@ -53,6 +55,8 @@ class Refusal(StrEnum):
     TOKEN_REVOKED = "token_revoked"
     #: The token has been used as often as it may.
     TOKEN_USED = "token_used"
+    #: The store knows nothing of the certificate.
+    UNKNOWN = "unknown"
 
 
 class RefusedError(MeshfastError):

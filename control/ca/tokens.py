@@ -82,10 +82,9 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
-    """A token that was good when it was looked at. It counts once `write` is in the store."""
+    """A token that was good when it was looked at. It counts once `writes` are in the store."""
 
-    claim: Claim
-    write: Put
+    writes: tuple[Put, ...]
     condition: Condition
 
 
@@ -118,8 +117,31 @@ class JoinTokens:
         self._store.transact(Transaction((_put(record),), (Condition(PREFIX + record.id, None),)))
         return record, secret
 
-    def check(self, id: str, secret: str) -> Redemption:
-        """Look whether a token may be used now. Raises `RefusedError`."""
+    def claim(self, id: str, secret: str) -> Claim:
+        """Say what the holder of a token becomes. Raises `RefusedError` unless it is in its time.
+
+        It may be used up: what was joined with it can be asked for again.
+        """
+        return self._known(id, secret)[1].claim
+
+    def check(self, id: str, secret: str, *, is_repeated: bool = False) -> Redemption:
+        """Look whether a token may be used now. Raises `RefusedError`.
+
+        A repeated use is one that has been counted.
+        """
+        entry, record = self._known(id, secret)
+        condition = Condition(entry.key, entry.modified)
+        if is_repeated:
+            return Redemption((), condition)
+        if record.uses >= record.uses_max:
+            raise RefusedError(
+                Refusal.TOKEN_USED, f"the join token is used up ({record.uses_max}); make a new one"
+            )
+        used = msgspec.structs.replace(record, uses=record.uses + 1)
+        return Redemption((_put(used),), condition)
+
+    def _known(self, id: str, secret: str) -> tuple[Entry, TokenRecord]:
+        """Find the token of a secret. Raises `RefusedError` when it was revoked or has expired."""
         entry = self._store.read(PREFIX + id) if _ID.fullmatch(id) else None
         record = None if entry is None else _record(entry)
         known = _NOTHING if record is None else record.secret_sha256
@@ -131,12 +153,7 @@ class JoinTokens:
             raise RefusedError(Refusal.TOKEN_REVOKED, "the join token was revoked")
         if self._clock_s() >= record.expires_s:
             raise RefusedError(Refusal.TOKEN_EXPIRED, "the join token has expired; make a new one")
-        if record.uses >= record.uses_max:
-            raise RefusedError(
-                Refusal.TOKEN_USED, f"the join token is used up ({record.uses_max}); make a new one"
-            )
-        used = msgspec.structs.replace(record, uses=record.uses + 1)
-        return Redemption(record.claim, _put(used), Condition(entry.key, entry.modified))
+        return entry, record
 
     def records(self) -> list[TokenRecord]:
         """Return all tokens, in the order of their ids."""

@@ -1,7 +1,7 @@
 """The state that sidecars see, in memory: resources, workloads and revoked identities.
 
     /resources/<kind>/<namespace>/<name>   a resource in JSON
-    /workloads/<namespace>/<instance>      a registered workload
+    /workloads/<namespace>/<sa>/<instance> a registered workload
     /revoked/<namespace>/<sa>              an identity that gets nothing any more
 
 Read once, page by page at one revision, then kept up by one watch over all keys. If the watch falls
@@ -9,14 +9,18 @@ behind a compaction, or the store is another one than before, everything is read
 
 Does not do: write, wait (the owner reads the watch's descriptor), or translate.
 
-Invariants: between calls the state is that of `revision`, whole; a workload of a revoked identity
-is not in it.
+Invariants:
+1. Between calls the state is that of `revision`, whole; a workload of a revoked identity is not in
+   it.
+2. An entry that cannot be read is said and hides no other one; what it was before stays.
 
 Tests: tests/control/push/test_mesh.py.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -34,11 +38,23 @@ from meshfast.control.store import (
     Watch,
 )
 from meshfast.discovery import Revision
+from meshfast.errors import ConfigError
 from meshfast.resources import Loaded, load_bytes
+from meshfast.resources.kinds import Resource
 
-__all__ = ["RESOURCES_PREFIX", "Mesh", "StoredResource", "resource_key"]
+__all__ = ["RESOURCES_PREFIX", "Mesh", "StoredResource", "encode_resource", "resource_key"]
 
 RESOURCES_PREFIX: Final = "/resources/"
+#: What JSON takes as it is and YAML does not, or takes for the end of a line (YAML 1.1, 4.1.1).
+_ESCAPED: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+log = logging.getLogger(__name__)
+
+
+def encode_resource(resource: Resource) -> bytes:
+    """Write a resource as it is stored: JSON that the readers of YAML read back."""
+    text = msgspec.json.encode(resource).decode()
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def resource_key(kind: str, namespace: str, name: str) -> str:
@@ -55,7 +71,7 @@ class StoredResource:
 
     @classmethod
     def of(cls, entry: Entry) -> StoredResource:
-        """Read a stored document again; it was valid when it was written."""
+        """Read a stored document. Raises `ConfigError`: another release may have taken it."""
         kind, namespace, name = entry.key.removeprefix(RESOURCES_PREFIX).split("/")
         [loaded] = load_bytes(entry.value, f"{kind} {namespace}/{name}")
         return cls(loaded, entry)
@@ -69,6 +85,7 @@ class Mesh:
         self._store = store
         self._watch: Watch | None = None
         self.resources: dict[str, StoredResource] = {}
+        self._former: dict[str, StoredResource] = {}
         self._workloads: dict[str, tuple[Revision, WorkloadRecord]] = {}
         self._revoked: set[tuple[str, str]] = set()
         #: How often everything was read; each time the watch has another descriptor.
@@ -122,7 +139,7 @@ class Mesh:
     def _read_all(self) -> None:
         """Read one state and watch from there."""
         self.readings += 1
-        self.resources.clear()
+        self.resources, self._former = {}, self.resources
         self._workloads.clear()
         self._revoked.clear()
         listing = self._store.scan("/")
@@ -133,6 +150,7 @@ class Mesh:
                 break
             after = listing.entries[-1].key
             listing = self._store.scan("/", at=self._revision, after=after)
+        self._former = {}
         self._watch = self._store.watch("/", after=self._revision)
 
     def _take(self, changes: Iterable[Change]) -> bool:
@@ -140,15 +158,20 @@ class Mesh:
         for change in changes:
             for prefix, take in self._takers:
                 if change.key.startswith(prefix):
-                    take(self, change)
+                    try:
+                        take(self, change)
+                    except (ConfigError, msgspec.DecodeError, ValueError) as error:
+                        log.error("%s is not served as it is stored: %s", change.key, error)
                     changed = True
         return changed
 
     def _take_resource(self, change: Change) -> None:
         if change.entry is None:
             self.resources.pop(change.key, None)
-        else:
-            self.resources[change.key] = StoredResource.of(change.entry)
+            return
+        if change.key in self._former:
+            self.resources[change.key] = self._former[change.key]
+        self.resources[change.key] = StoredResource.of(change.entry)
 
     def _take_workload(self, change: Change) -> None:
         if change.entry is None:
@@ -172,6 +195,5 @@ class Mesh:
 
 
 def _identity_key(record: WorkloadRecord) -> tuple[str, str]:
-    """Take namespace and service account out of a SPIFFE id that we wrote."""
-    *_, namespace, _, account = record.identity.split("/")
-    return namespace, account
+    """Name the identity as its revocation does."""
+    return record.namespace, record.account

@@ -1,6 +1,7 @@
 """One connection of a sidecar: joins it, or authenticates, registers, renews and pushes to it.
 
-    no certificate  → one CertificateRequest with a token → CertificateResponse → Goodbye
+    no certificate  → one CertificateRequest, with a token or a certificate that has expired,
+                      → CertificateResponse → Goodbye
     a certificate   → Hello → Subscribe, Registration, CertificateRequest, … until either side ends
 
 Two tasks: one reads and acts, one writes what the session has to say. A sidecar has at most one
@@ -13,6 +14,7 @@ Invariants:
 1. Nothing that a message says about identity is believed; it is compared with the certificate.
 2. Nothing is pushed before Hello was compared.
 3. A stream ends when its certificate does, unless it was renewed on this very stream.
+4. Service and instance are those on record for the certificate; without a record there is nothing.
 
 Tests: tests/control/server/test_join.py, test_stream.py, test_limits.py.
 """
@@ -25,14 +27,14 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from meshfast.control.ca import Issuance, IssuedRecord, Peer, RefusedError
+from meshfast.control.ca import Issuance, Issued, IssuedRecord, Peer, RefusedError
 from meshfast.control.push.progress import Progress
 from meshfast.control.push.status import SidecarStatus, overall, text
 from meshfast.control.registry import Registry, WorkloadRecord, claim_problem
-from meshfast.control.registry.registry import TakenError
+from meshfast.control.registry.registry import ShareError
 from meshfast.control.registry.workload import is_instance
 from meshfast.control.store import StoreError
 from meshfast.discovery import (
@@ -161,28 +163,33 @@ class _Join:
             if not data:
                 raise DiscoveryError(Code.MALFORMED, "the stream ended before a request")
             self._framer.receive(data)
-        if not isinstance(message, CertificateRequest) or not message.token_id:
+        if not isinstance(message, CertificateRequest) or not (
+            message.token_id or message.previous
+        ):
             raise DiscoveryError(
-                Code.UNAUTHORIZED, "without a certificate only a request with a token is taken"
+                Code.UNAUTHORIZED,
+                "without a certificate only a request with a token, or with a certificate that "
+                "has expired, is taken",
             )
         return message
 
     async def _response(self, request: CertificateRequest) -> CertificateResponse:
-        issuance = self._context.issuance
         try:
-            issued = await asyncio.to_thread(
-                issuance.join,
-                request.csr,
-                request.token_id,
-                request.token_secret,
-                request.instance,
-            )
+            issued = await asyncio.to_thread(self._issued, request)
         except (RefusedError, StoreError) as error:
             log.warning("join refused: token %.16r, instance %.80r: %s",
                         request.token_id, request.instance, error)  # fmt: skip
             return CertificateResponse(request.id, refusal=str(error))
-        log.info("joined: token %s, instance %s", request.token_id, request.instance)
+        how = f"token {request.token_id}" if request.token_id else "expired certificate"
+        log.info("joined: %s, instance %.80r", how, request.instance)
         return CertificateResponse(request.id, list(issued.chain), self._context.bundle)
+
+    def _issued(self, request: CertificateRequest) -> Issued:
+        issuance, address = self._context.issuance, _ip(self._writer)
+        if request.token_id:
+            secret = request.token_secret
+            return issuance.join(request.csr, request.token_id, secret, request.instance, address)
+        return issuance.renew_expired(request.csr, request.previous, request.instance, address)
 
 
 class Stream:
@@ -199,6 +206,7 @@ class Stream:
         self.peer = peer
         self.namespace = peer.identity.namespace
         self.hello: Hello | None = None
+        self.has_left = False  # it has said goodbye and does not come back
         self._context = context
         self._reader = reader
         self._writer = writer
@@ -229,7 +237,7 @@ class Stream:
         writing = asyncio.create_task(self._write())
         try:
             if refusal is None:
-                self._record = self._context.issuance.issued(self.peer.serial)
+                self._record = self._look_up()
                 await self._read()
         except DiscoveryError as error:
             log.warning("stream of %s ended: %s", self.peer.identity, error)
@@ -242,6 +250,15 @@ class Stream:
             self._context.registry.release(self)
             self.end(DRAIN, "")
             await _finished(writing, self._context.limits.opening_s)
+
+    def _look_up(self) -> IssuedRecord:
+        """Find what is on record for the certificate of this stream."""
+        record = self._context.issuance.issued(self.peer.serial)
+        if record is None:
+            raise DiscoveryError(
+                Code.UNAUTHORIZED, "the certificate is not on record; join again with a token"
+            )
+        return record
 
     def end(self, code: str, detail: str) -> None:
         """Say goodbye and close; the first reason counts."""
@@ -331,6 +348,7 @@ class Stream:
                 case Status():
                     self._status = received
                 case Goodbye():
+                    self.has_left = True
                     self.end(DRAIN, "")
 
     def _check_hello(self, hello: Hello) -> None:
@@ -343,15 +361,21 @@ class Stream:
             )
         if not is_instance(node.instance):
             raise DiscoveryError(Code.MALFORMED, "the instance is no name")
+        assert self._record is not None, "nothing is read before the record"
+        if node.instance != self._record.instance:
+            raise DiscoveryError(
+                Code.UNAUTHORIZED,
+                f"the certificate is for the instance {self._record.instance[:80]!r}, not for "
+                f"{node.instance[:80]!r}",
+            )
 
     async def _renew(self, request: CertificateRequest) -> CertificateResponse:
-        assert self.hello is not None, "the session takes a request after Hello only"
         if request.token_id or request.token_secret:
             return CertificateResponse(request.id, refusal="a renewal needs no token")
         try:
-            issued = await asyncio.to_thread(
-                self._context.issuance.renew, request.csr, self.peer, self.hello.node.instance
-            )
+            issued = await asyncio.to_thread(self._context.issuance.renew, request.csr, self.peer)
+            self.peer = replace(self.peer, serial=issued.serial, not_after=issued.not_after)
+            self._record = self._look_up()
         except (RefusedError, StoreError) as error:
             log.warning("renewal of %s refused: %s", self.peer.identity, error)
             return CertificateResponse(request.id, refusal=str(error))
@@ -362,19 +386,18 @@ class Stream:
         assert self.hello is not None, "the session takes a registration after Hello only"
         await self._wait_for_credit()
         identity = self.peer.identity
-        record = self._record
-        service = identity.service_account if record is None else record.service
-        problem = claim_problem(registration, self.namespace, service)
+        assert self._record is not None, "nothing is read before the record"
+        problem = claim_problem(registration, self.namespace, self._record.service)
         if problem is not None:
             raise DiscoveryError(Code.UNAUTHORIZED, f"registration of {identity}: {problem}")
-        instance = self.hello.node.instance
+        record = WorkloadRecord.of(registration, self.hello.node.instance, str(identity))
         registry = self._context.registry
         if not registration.ports:
-            await registry.deregister(self, self.namespace, instance)
+            await registry.deregister(self, record.key)
             return
         try:
-            await registry.register(self, WorkloadRecord.of(registration, instance, str(identity)))
-        except TakenError as error:
+            await registry.register(self, record)
+        except ShareError as error:
             raise DiscoveryError(Code.UNAUTHORIZED, str(error)) from error
 
     async def _wait_for_credit(self) -> None:
@@ -433,6 +456,12 @@ def _bound(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+
+
+def _ip(writer: asyncio.StreamWriter) -> str:
+    """Give the peer's address without the port."""
+    name = writer.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 async def _finished(task: asyncio.Task[None], timeout_s: float) -> None:

@@ -3,8 +3,8 @@
 Does not do: I/O. Streams report here, the pusher and operators ask.
 
 Invariants:
-1. One stream per instance: a newer one of the same identity replaces the older, one of another
-   identity is refused.
+1. One stream per instance of an identity: a newer one replaces the older. Instances of different
+   identities have nothing to do with each other, whatever they are called.
 2. The number of streams is bounded, and so is the memory of those that are gone.
 3. Every stream of a namespace has the same view.
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshfast.control.push.status import SidecarStatus
 from meshfast.control.push.view import NamespaceView
-from meshfast.discovery import Code, DiscoveryError
+from meshfast.discovery import Code
 
 if TYPE_CHECKING:
     from meshfast.control.ca import SpiffeId
@@ -30,7 +30,7 @@ __all__ = ["Streams"]
 
 #: One control plane's share; each costs a few descriptors and about 100 KiB.
 STREAMS_MAX: Final = 10_000
-#: Sidecars that are gone stay on show for an hour.
+#: Sidecars that are gone without a goodbye stay on show for an hour.
 GONE_MAX: Final = 1_000
 GONE_S: Final = 3600.0
 
@@ -71,15 +71,10 @@ class Streams:
         return None
 
     def greet(self, stream: Stream) -> None:
-        """Its Hello came. Raises `DiscoveryError` when the instance is somebody else's."""
-        assert stream.hello is not None, "a stream is greeted after its Hello"
-        key = (stream.namespace, stream.hello.node.instance)
+        """Its Hello came."""
+        key = _instance(stream)
         other = self._instances.get(key)
         if other is not None:
-            if other.peer.identity != stream.peer.identity:
-                raise DiscoveryError(
-                    Code.UNAUTHORIZED, f"the instance {key[1]} is connected as another identity"
-                )
             other.end(Code.REPLACED, "the instance has connected again")
         self._instances[key] = stream
         self._gone.pop(key, None)
@@ -89,9 +84,11 @@ class Streams:
         self._all.discard(stream)
         if stream.hello is None:
             return
-        key = (stream.namespace, stream.hello.node.instance)
+        key = _instance(stream)
         if self._instances.get(key) is stream:
             del self._instances[key]
+            if stream.has_left:  # a job that is done is nobody to look after
+                return
             self._gone[key] = stream.status(connected=False)
             self._forget(time.time())
 
@@ -114,3 +111,9 @@ class Streams:
             if len(self._gone) <= GONE_MAX and now_s - oldest.last_seen_s < GONE_S:
                 return
             self._gone.popitem(last=False)
+
+
+def _instance(stream: Stream) -> tuple[str, str]:
+    """Name an instance: the identity, and its name among those of the identity."""
+    assert stream.hello is not None, "an instance is named by Hello"
+    return str(stream.peer.identity), stream.hello.node.instance

@@ -10,9 +10,11 @@ leases are held for them; those that have not come back by then go one by one, n
 Does not do: authenticate (push does), watch, or look into what is registered.
 
 Invariants:
-1. A key belongs to one identity: another one cannot replace or remove it.
+1. A key is of one identity, which has its share of endpoints and no more: sidecars have room for so
+   many in all.
 2. A key belongs to the stream that registered it last; what an older stream says is ignored.
 3. The same registration again writes nothing.
+4. Whoever waited for its turn looks again whether it still is the one that may write.
 
 Tests: tests/control/registry/test_registry.py.
 """
@@ -22,12 +24,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from meshfast.control.registry.workload import WORKLOADS_PREFIX, WorkloadRecord, workload_key
+from meshfast.control.registry.workload import WORKLOADS_PREFIX, WorkloadRecord
 from meshfast.control.store import (
     Condition,
     ConflictError,
@@ -40,7 +43,7 @@ from meshfast.control.store import (
 )
 from meshfast.errors import MeshfastError
 
-__all__ = ["Registry", "TakenError"]
+__all__ = ["Registry", "ShareError"]
 
 #: After a stream has ended; Istio's delay before an auto-registered workload is removed.
 GRACE_MS: Final = 10_000
@@ -48,10 +51,12 @@ GRACE_MS: Final = 10_000
 ADOPTION_MS: Final = 60_000
 #: And over how long they go, spread evenly.
 ADOPTION_SPREAD_MS: Final = 60_000
+#: Endpoints of one identity: a quarter of what a sidecar has slots for (policy/slots.py).
+ENDPOINTS_MAX: Final = 1024
 
 
-class TakenError(MeshfastError):
-    """The instance is registered by another identity."""
+class ShareError(MeshfastError):
+    """The identity has registered as many endpoints as it may."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,29 +108,44 @@ class Registry:
         first_ms = self._clock_ms() + self._adoption_ms
         for at, entry in enumerate(entries):
             until_ms = first_ms + self._adoption_spread_ms * at // len(entries)
-            self._held[entry.key] = _Held(entry.key, entry.lease, until_ms=until_ms)
+            self._held[entry.key] = _Held(
+                entry.key, entry.lease, record=decode(entry), until_ms=until_ms
+            )
         self.keep_alive()
         return len(entries)
 
     async def register(self, stream: object, record: WorkloadRecord) -> None:
-        """Take a registration. Raises `TakenError`, and what the store raises."""
-        key = workload_key(record.namespace, record.instance)
-        held = self._held.setdefault(key, _Held(key))
-        async with held.turn:
-            await asyncio.to_thread(self._write, held, record)
-            held.stream = stream
-            self._held[key] = held  # it may have been let go of while this waited
+        """Take a registration. Raises `ShareError`, and what the store raises."""
+        key = record.key
+        while True:
+            held = self._held.setdefault(key, _Held(key))
+            async with held.turn:
+                if self._held.get(key) is not held:
+                    continue  # it was let go of while this waited
+                self._check_share(held, record)
+                await asyncio.to_thread(self._write, held, record)
+                held.stream = stream
+                return
 
-    async def deregister(self, stream: object, namespace: str, instance: str) -> None:
+    async def register_again(self, stream: object, record: WorkloadRecord) -> None:
+        """Write what `keep_alive` has named, unless something newer was said meanwhile."""
+        held = self._held.get(record.key)
+        if held is None:
+            return
+        async with held.turn:
+            is_current = self._held.get(record.key) is held and held.stream is stream
+            if is_current and held.record == record:
+                await asyncio.to_thread(self._write, held, record)
+
+    async def deregister(self, stream: object, key: str) -> None:
         """Remove a workload at once, unless another stream has taken it over."""
-        key = workload_key(namespace, instance)
         held = self._held.get(key)
         if held is None:
             return
         async with held.turn:
-            if held.stream is stream:
+            if self._held.get(key) is held and held.stream is stream:
+                await asyncio.to_thread(self._delete, key)
                 del self._held[key]
-                await asyncio.to_thread(self._store.transact, Transaction((Delete(key),)))
 
     def release(self, stream: object) -> None:
         """The stream has ended: what it registered stays for the grace period."""
@@ -160,27 +180,46 @@ class Registry:
             return False
         return True
 
+    def _check_share(self, mine: _Held, record: WorkloadRecord) -> None:
+        if mine.record is not None and len(record.ports) <= len(mine.record.ports):
+            return
+        taken = sum(
+            len(held.record.ports)
+            for held in self._held.values()
+            if held is not mine
+            and held.record is not None
+            and held.record.identity == record.identity
+        )
+        if taken + len(record.ports) > ENDPOINTS_MAX:
+            raise ShareError(f"{record.identity} has {taken} endpoints, {ENDPOINTS_MAX} at most")
+
     def _write(self, held: _Held, record: WorkloadRecord) -> None:
         """Put the record under a living lease, unless it is there already."""
         while True:
             entry = self._store.read(held.key)
             if entry is not None:
-                current = decode(entry)
-                if current.identity != record.identity:
-                    raise TakenError(f"{record.instance} is registered by {current.identity}")
                 held.lease = entry.lease
             alive = self._keep_alive(held)
-            if entry is None or not alive or current != record:
+            if entry is None or not alive or decode(entry) != record:
                 lease = held.lease if alive else self._store.grant(self._grace_ms)
                 put = Put(held.key, msgspec.json.encode(record), lease)
                 condition = Condition(held.key, None if entry is None else entry.modified)
                 try:
                     self._store.transact(Transaction((put,), (condition,)))
                 except (ConflictError, LeaseGoneError):
-                    continue  # it expired, or another stream wrote, at this very moment
+                    continue  # it expired at this very moment
                 held.lease = lease
             held.record = record
             return
+
+    def _delete(self, key: str) -> None:
+        """Remove the record that is there now, if there is one."""
+        entry = self._store.read(key)
+        if entry is None:
+            return
+        transaction = Transaction((Delete(key),), (Condition(key, entry.modified),))
+        with suppress(ConflictError):  # it expired at this very moment
+            self._store.transact(transaction)
 
 
 def decode(entry: Entry) -> WorkloadRecord:

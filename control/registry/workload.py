@@ -1,9 +1,11 @@
 """A registered workload as the store keeps it, and what a stream may register.
 
-    /workloads/<namespace>/<instance>    WorkloadRecord in JSON, with the lease of its stream
+    /workloads/<namespace>/<service account>/<instance>
+                                       WorkloadRecord in JSON, with the lease of its stream
 
-The identity in a record is the certificate's, never the message's; service and namespace are
-compared with what the certificate was issued for. The address is believed: whoever lies about it
+The identity in a record, and in its key, is the certificate's, never the message's: nobody can take
+an instance of another identity. Service, namespace and instance are compared with what the
+certificate was issued for. The address is believed: whoever lies about it
 harms its own service only, since callers verify the identity that they find there.
 
 Tests: tests/control/registry/test_workload.py.
@@ -11,7 +13,6 @@ Tests: tests/control/registry/test_workload.py.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Final
 
@@ -23,8 +24,6 @@ from meshfast.resources.texts import CHECKS
 __all__ = ["WORKLOADS_PREFIX", "WorkloadRecord", "claim_problem", "is_instance", "workload_key"]
 
 WORKLOADS_PREFIX: Final = "/workloads/"
-#: A part of a key: no slash, and short enough for one beside a namespace of 63.
-_INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", re.ASCII)
 _PROTOCOL: Final = re.compile(r"[a-z0-9-]{0,16}", re.ASCII)
 
 
@@ -40,6 +39,16 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[Port, ...]
     labels: dict[str, str] = {}
     healthy: bool = False
+
+    @property
+    def account(self) -> str:
+        """The service account of the identity."""
+        return self.identity.rpartition("/")[2]
+
+    @property
+    def key(self) -> str:
+        """Where the store has it."""
+        return workload_key(self.namespace, self.account, self.instance)
 
     @classmethod
     def of(cls, registration: Registration, instance: str, identity: str) -> WorkloadRecord:
@@ -57,14 +66,14 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def workload_key(namespace: str, instance: str) -> str:
-    """Name the key of a workload."""
-    return f"{WORKLOADS_PREFIX}{namespace}/{instance}"
+def workload_key(namespace: str, account: str, instance: str) -> str:
+    """Name the key of a workload: an instance of an identity."""
+    return f"{WORKLOADS_PREFIX}{namespace}/{account}/{instance}"
 
 
 def is_instance(text: str) -> bool:
     """Tell whether the text can name an instance."""
-    return _INSTANCE.fullmatch(text) is not None
+    return CHECKS["instance"](text) is None
 
 
 def claim_problem(registration: Registration, namespace: str, service: str) -> str | None:
@@ -77,6 +86,9 @@ def claim_problem(registration: Registration, namespace: str, service: str) -> s
         return f"{registration.workload[:80]!r} is no name of a workload"
     if not _is_socket_address(registration.address):
         return f"the address has to be ip:port, not {registration.address[:80]!r}"
+    for key, value in registration.labels.items():
+        if CHECKS["workload_label_key"](key) or CHECKS["workload_label_value"](value):
+            return f"{key[:80]!r}={value[:80]!r} is no label"
     numbers = [port.number for port in registration.ports]
     if len(set(numbers)) < len(numbers):
         return "a port occurs twice"
@@ -92,11 +104,8 @@ def _is_socket_address(text: str) -> bool:
     """Tell whether the text is `ip:port` or `[ip6]:port`, of an address that can be dialled."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    try:
-        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
-    except ValueError:
-        return False
-    if (ip.version == 6) != bracketed or ip.is_unspecified or ip.is_multicast or "%" in host:
+    ip = host[1:-1] if bracketed else host
+    if (":" in ip) != bracketed or CHECKS["peer_address"](ip) is not None:
         return False
     digits = port.isascii() and port.isdigit() and len(port) <= 5
     return bool(colon) and digits and 1 <= int(port) <= 65535

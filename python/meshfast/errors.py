@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ConfigError", "EngineError", "MeshfastError", "Problem"]
+__all__ = ["ConfigError", "EngineError", "MeshfastError", "Problem", "UsageError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,10 @@ class ConfigError(MeshfastError):
         self.problems = tuple(problems)
         assert self.problems, "a ConfigError names at least one problem"
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(ConfigError):
+    """An option, not a file, is wrong; a command ends with 2 then, as for an unknown option."""
 
 
 class EngineError(MeshfastError):

@@ -111,6 +111,7 @@ class MeshAgent(Supervised):
         self.identities: list[dict[str, Any]] = []
         self.is_meshed = False
         self.has_withdrawn = False
+        self.hopeless: list[str] = []  # why it has said that it will not get into the mesh
         self.holds_back = False  # snapshots are not answered
         self.first: dict[str, Any] = json.loads(encode_document(first))
         super().__init__(directory, document=self.first, mesh=settings)
@@ -144,6 +145,8 @@ class MeshAgent(Supervised):
             self.send(type="identity_applied", serial=message["serial"])
         elif message["type"] == "meshed":
             self.is_meshed = True
+        elif message["type"] == "hopeless":
+            self.hopeless.append(message["reason"])
         elif message["type"] == "withdrawn":
             self.has_withdrawn = True
 

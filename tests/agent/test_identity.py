@@ -48,6 +48,7 @@ class Asked:
 
     def __init__(self, pick: float) -> None:
         self.clock = Clock()
+        self.asleep_s = 0.0  # what the timers have not seen of the clock
         self.attempts: list[float] = []
         self.alarms: list[float] = []
         self.renewal = Renewal(
@@ -55,6 +56,7 @@ class Asked:
             lambda: self.attempts.append(self.clock.now),
             lambda: self.alarms.append(self.clock.now),
             lambda low, high: low + pick * (high - low),
+            lambda: self.clock.now + self.asleep_s,
         )
 
 
@@ -80,6 +82,27 @@ def test_further_attempts_wait_five_seconds_or_a_twentieth_of_a_short_life(
     asked.clock.run_until(life_s * 0.9)
     waits = {round(b - a, 6) for a, b in zip(asked.attempts, asked.attempts[1:], strict=False)}
     assert waits == {wait_s}
+
+
+@pytest.mark.parametrize("asleep_s", [40_000.0, 3_000_000.0])
+def test_a_host_that_slept_renews_and_rings_within_a_minute(asleep_s: float) -> None:
+    asked = Asked(0.5)
+    asked.renewal.obtained(86_400)
+    asked.clock.run_until(100)
+    asked.asleep_s = asleep_s
+    asked.clock.run_until(160)
+    assert asked.attempts
+    assert len(asked.alarms) == (asleep_s > 86_400)
+
+
+def test_a_clock_that_was_set_back_puts_the_renewal_off() -> None:
+    asked = Asked(0.0)
+    asked.renewal.obtained(1000)
+    asked.asleep_s = -200.0
+    asked.clock.run_until(549)
+    assert not asked.attempts
+    asked.clock.run_until(551)
+    assert asked.attempts == [550.0]
 
 
 def test_it_rings_once_at_60_percent() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from meshfast.agent.certificate import parse
 from meshfast.discovery import (
@@ -123,6 +124,40 @@ def test_a_refused_token_is_said_and_tried_again(
     assert event["reason"] == "joining was refused: the token is not known"
     assert "another secret" not in agent.log.read_text()
     assert not agent.identities
+
+
+def test_a_start_that_cannot_join_is_said_to_be_hopeless(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    agents.append(first := MeshAgent(tmp_path / "without", control, secret=""))
+    first.pump(lambda: first.hopeless, "it gives up")
+    assert first.hopeless[0] == "no certificate that is still good, and no token to join with"
+    control.refusal = "rate: too many certificate requests; try again later"
+    agents.append(second := MeshAgent(tmp_path / "with", control))
+    second.pump(lambda: second.events("certificate refused"), "it is refused for now")
+    assert not second.hopeless
+    control.refusal = "token_used: the token has been used 1 times"
+    second.pump(lambda: second.hopeless, "it gives up")
+    assert second.hopeless[0] == f"joining was refused: {control.refusal}"
+
+
+def test_a_sidecar_that_is_in_the_mesh_never_gives_up(
+    tmp_path: Path, authority: Authority, agents: list[MeshAgent]
+) -> None:
+    control = ControlPlane(authority, ttl_s=2)
+    try:
+        agents.append(agent := MeshAgent(tmp_path, control))
+        agent.until_meshed()
+        control.refusal = "token_used: the token has been used 1 times"
+        control.stop()
+        time.sleep(2.1)  # the life of the certificate
+        control.start()
+        agent.pump(lambda: agent.events("certificate refused"), "it is refused")
+        control.refusal = ""
+        agent.pump(lambda: len(agent.identities) >= 2, "a second identity")
+        assert not agent.hopeless
+    finally:
+        control.stop()
 
 
 def test_a_server_with_another_root_gets_no_secret(
@@ -471,6 +506,7 @@ def test_damaged_files_are_said_and_joined_again(
     for name in ("identity", "resources"):
         path = first.state_dir / name
         path.write_bytes(path.read_bytes()[:-1] + b"#")
+    control.uses = 2
     agents.append(second := MeshAgent(tmp_path, control))
     second.until_meshed()
     assert second.events("kept identity is not used")
@@ -537,17 +573,100 @@ def test_a_refused_renewal_is_tried_again_and_rings_at_60_percent(
         control.stop()
 
 
-def test_a_certificate_that_expired_in_an_outage_is_replaced_by_joining(
+def expire(control: ControlPlane) -> None:
+    """An outage for longer than the life of a certificate."""
+    control.stop()
+    time.sleep(control.ttl_s + 0.1)
+    control.start()
+
+
+def test_a_certificate_that_expired_in_an_outage_is_renewed_without_the_token(
     tmp_path: Path, authority: Authority, agents: list[MeshAgent]
 ) -> None:
     control = ControlPlane(authority, ttl_s=2)
     try:
         agents.append(agent := MeshAgent(tmp_path, control))
         agent.until_meshed()
-        control.stop()
-        time.sleep(2.1)  # the life of the certificate
-        control.start()
+        expire(control)
         agent.pump(lambda: len(agent.identities) >= 2, "a second identity")
-        assert control.said_of(CertificateRequest)[-1].token_id == "token-1"
+        request = control.said_of(CertificateRequest)[-1]
+        assert (request.token_id, request.instance) == ("", "payment-9.host")
+        assert request.previous
+        assert agent.identities[1]["key"] == agent.identities[0]["key"]
+        agent.pump(lambda: len(control.peers) == 2, "it is connected")
     finally:
         control.stop()
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_start_with_an_expired_certificate_renews_it_or_takes_the_token(
+    tmp_path: Path, authority: Authority, agents: list[MeshAgent], forgets: bool
+) -> None:
+    control = ControlPlane(authority, ttl_s=2)
+    try:
+        agents.append(first := MeshAgent(tmp_path, control))
+        first.until_meshed()
+        first.stop()
+        expire(control)
+        control.forgets, control.uses = forgets, 2
+        agents.append(second := MeshAgent(tmp_path, control))
+        second.until_meshed()
+        assert second.events("kept identity has expired")
+        assert len(control.joined) == 1 + forgets
+    finally:
+        control.stop()
+
+
+# joins whose answer was lost
+
+
+def test_a_lost_answer_to_a_join_costs_no_other_use(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.loses = 2
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.until_meshed()
+    assert len(control.said_of(CertificateRequest)) == 3
+    assert len(control.joined) == control.uses == 1
+    wait_for(lambda: not (agent.state_dir / "joining").exists())
+
+
+def test_a_join_that_was_cut_off_is_gone_on_with_after_a_restart(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.loses = 1_000_000
+    agents.append(first := MeshAgent(tmp_path, control))
+    first.pump(lambda: control.joined, "the token is used")
+    assert (first.state_dir / "joining").stat().st_mode & 0o777 == 0o600
+    first.stop()
+    control.loses = 0
+    agents.append(second := MeshAgent(tmp_path, control))
+    second.until_meshed()
+    assert len(control.joined) == 1
+    second.stop()
+    assert sorted(os.listdir(second.state_dir)) == ["identity", "resources", "running"]
+
+
+def test_a_join_in_memory_leaves_no_key_on_disk(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.loses = 1
+    agents.append(agent := MeshAgent(tmp_path, control, key_storage="memory"))
+    agent.pump(lambda: control.joined, "the token is used")
+    assert "joining" not in os.listdir(agent.state_dir)
+    agent.until_meshed()
+    assert len(control.joined) == 1
+
+
+def test_a_key_that_is_refused_is_replaced(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
+) -> None:
+    control.refusal = "key_age: the key has been certified for 30 days: change it"
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.pump(lambda: len(control.said_of(CertificateRequest)) >= 2, "it tries again")
+    first, second = (one.csr for one in control.said_of(CertificateRequest)[:2])
+    assert public_key(first) != public_key(second)
+
+
+def public_key(csr: bytes) -> object:
+    return x509.load_der_x509_csr(csr).public_key()

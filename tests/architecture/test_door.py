@@ -14,6 +14,7 @@ from tests.repository import ROOT, rust_version, text, version
 
 TARGETS = [
     "demo",
+    "picture",
     "test",
     "test-full",
     "soak",
@@ -81,8 +82,8 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert set(told.values()) == {version()}, told
 
 
-def test_the_environments_of_the_readme_are_ignored_by_git() -> None:
-    named = re.findall(r"-m venv (\S+)", text(Path("README.md")))
+def test_the_environments_of_the_makefile_are_ignored_by_git() -> None:
+    named = re.findall(r"-m venv (?:--clear )?(\.\S+)", text(Path("Makefile")))
     assert named
     for folder in named:
         subprocess.run(["git", "check-ignore", "--quiet", f"{folder}/bin"], cwd=ROOT, check=True)

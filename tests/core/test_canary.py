@@ -91,6 +91,21 @@ def test_set_makes_a_rule_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("taken", "name"),
+    [
+        ([], "payment"),
+        (["order"], "payment"),
+        (["payment"], "payment-canary"),
+        (["payment", "payment-canary"], "payment-canary-2"),
+    ],
+)
+def test_what_is_made_takes_nobody_s_name(taken: list[str], name: str) -> None:
+    assert set_shares(None, V1_V2, PAYMENT, {"v2": 10}, taken).metadata.name == name
+    labels = [{"version": "v1"}, {"version": "v2"}]
+    assert rule_of_versions(PAYMENT, labels, taken).metadata.name == name
+
+
+@pytest.mark.parametrize(
     ("before", "wanted", "after"),
     [
         ([f"route: [{to('v1', 90)}, {to('v2', 10)}]"], {"v2": 50}, [[("v1", 50), ("v2", 50)]]),

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
+import yaml
 
 from meshfast import cli
 from meshfast.cli import launch, proxy
 from meshfast.policy import Source, load_source
+from tests.core.test_sidecar_cli import TOKEN
 
 ROOT = Path(__file__).parents[2]
 CANARY = str(ROOT / "examples/canary.yaml")
@@ -60,6 +63,56 @@ def test_version_is_the_one_of_the_workspace(meshfast: Run) -> None:
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
     assert meshfast("version").stdout == f"meshfast {workspace['version']}\n"
     assert json.loads(meshfast("version", "-o", "json").stdout)["version"] == workspace["version"]
+
+
+def test_version_is_said_to_programs_in_both_forms(meshfast: Run) -> None:
+    facts = yaml.safe_load(meshfast("version", "-o", "yaml").stdout)
+    assert facts == json.loads(meshfast("version", "-o", "json").stdout)
+
+
+@pytest.mark.parametrize("option", ["--label", "--address", "--trace-sampling", "--upstream"])
+def test_a_wrong_option_ends_with_2_wherever_it_is_found(
+    meshfast: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
+) -> None:
+    monkeypatch.setenv("MESHFAST_TOKEN", TOKEN.text())
+    done = meshfast("sidecar", "--port", "80", "--state-dir", str(tmp_path), option, "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(option)
+
+
+@pytest.mark.parametrize("file", ["-f", "--filename"])
+def test_shells_complete_files_of_resources(file: str) -> None:
+    from meshfast.cli.resource import apply
+
+    (option,) = [one for one in apply.params if file in one.opts]
+    (completed,) = option.type.shell_complete(click.Context(apply), option, "a")
+    assert completed.type == "file"
+
+
+def test_a_file_without_end_is_not_read_to_its_end(meshfast: Run) -> None:
+    done = meshfast("apply", "-f", "/dev/zero")
+    assert done.returncode == 1
+    assert done.stderr.startswith("/dev/zero: has more than ")
+
+
+def test_a_difference_that_cannot_be_made_is_not_taken_for_one(
+    meshfast: Run, tmp_path: Path
+) -> None:
+    done = meshfast("diff", "-f", str(tmp_path / "missing"))
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path}/missing: cannot be read: No such file or directory\n"
+
+
+def test_a_duration_beyond_the_limit_is_told_the_limit(meshfast: Run) -> None:
+    done = meshfast("token", "create", "--service", "a", "--ttl", "99999h")
+    assert done.returncode == 2
+    assert "24h at most" in " ".join(done.stderr.replace("│", "").split())
+
+
+@pytest.mark.parametrize("words", [[], ["vs"], ["vs", "a", "-f", "x"]])
+def test_what_to_delete_is_named_in_one_way(meshfast: Run, words: list[str]) -> None:
+    done = meshfast("delete", *words)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
@@ -150,6 +203,42 @@ def test_a_selector_is_valid_and_said_to_have_no_effect(meshfast: Run) -> None:
     done = meshfast("proxy", "-c", str(file), "--mode", "validate", "-o", "json")
     verdict = json.loads(done.stdout)
     assert (verdict["valid"], [found["message"] for found in verdict["warnings"]]) == (True, [note])
+
+
+def test_every_kind_of_problem_comes_in_one_round(meshfast: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    good = (ROOT / "examples/routes.yaml").read_text()
+    file.write_text(
+        good.replace("GET|POST", "(?=GET)").replace("host: ", "host: no-", 1)
+        + "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n"
+        "metadata: {name: a}\nspec: {adress: 10.0.0.1}\n"
+    )
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert done.stdout == "3 problems\n"
+    reference, expression, field = done.stderr.splitlines()
+    assert "no ServiceEntry has the host" in reference
+    assert "not a regular expression" in expression
+    assert "unknown field 'adress' (did you mean 'address'?)" in field
+    file.write_text(file.read_text().replace("adress", "address"))
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert errors == [reference, expression]
+
+
+def test_what_may_surprise_is_a_warning_at_its_place(meshfast: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    good = (ROOT / "examples/canary.yaml").read_text()
+    file.write_text(
+        good.replace("labels: {version: v2}", "labels: {version: v3}")
+        + "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n"
+        "metadata: {name: a}\nspec: {address: 10.0.0.1}\n"
+    )
+    done = meshfast("proxy", "-c", str(file), "--mode", "validate")
+    assert (done.returncode, done.stdout) == (0, "0 problems\n")
+    subset, entry = done.stderr.splitlines()
+    assert subset.startswith(f"warning: {file}:")
+    assert "spec.subsets[1].labels: no endpoint of payment has the labels version=v3" in subset
+    assert "metadata.name: no ServiceEntry of its namespace selects it" in entry
 
 
 def test_serving_says_so_too(

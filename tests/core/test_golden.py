@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meshfast import _core
 from meshfast.errors import ConfigError
@@ -52,6 +54,29 @@ def test_the_snapshot_compiler_takes_the_golden_document(name: str) -> None:
     document = (HERE / f"golden/{name}.json").read_bytes()
     described = _core.Snapshot.describe(_core.Snapshot.build(document))
     assert decode_document(described.encode()) == decode_document(document)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_some_of_the_documents_compile_or_are_refused(data: st.DataObject) -> None:
+    """What compiles builds, so that no file can be accepted and then not be served."""
+    name = data.draw(st.sampled_from(sorted(names_of("golden", ".yaml"))))
+    documents = (HERE / f"golden/{name}.yaml").read_text().split("\n---\n")
+    kept = data.draw(st.lists(st.sampled_from(documents), max_size=len(documents)))
+    broken = data.draw(st.sampled_from(["", "---\nkind: Gatewy\napiVersion: v1\n", "--- [\n"]))
+    text = "\n---\n".join(kept) + "\n" + broken
+    try:
+        document = compile(
+            complete(read_bytes(text.encode(), "f.yaml"), _core.Snapshot.build),
+            generation=1,
+            allocator=SlotAllocator(),
+            resolve=lambda host: ANSWERS.get(host, []),
+        )
+    except ConfigError:
+        assert broken or sorted(kept) != sorted(documents)
+    else:
+        assert not broken
+        assert _core.Snapshot.build(encode_document(document))
 
 
 @pytest.mark.parametrize("name", sorted(names_of("refused", ".yaml")))

@@ -6,18 +6,21 @@ import base64
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from meshfast.agent.state import StateDirectory
 from meshfast.cli import app
 from meshfast.cli import sidecar as cli
 from meshfast.discovery.token import JoinToken
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, UsageError
 from meshfast.policy.document import Tracing
 from meshfast.supervisor.settings import Settings
 
@@ -75,6 +78,12 @@ class Planner:
             **options,
         )
 
+    def start(self, environment: dict[str, str] = JOINING, **given: Any) -> cli.Plan:
+        """Make a plan and keep of it what a start keeps."""
+        plan = self.plan(environment, **given)
+        cli.remember(plan)
+        return plan
+
     def settings(self, plan: cli.Plan, environment: dict[str, str] = JOINING) -> dict[str, Any]:
         return cli.settings(plan, environment, 5, 6)
 
@@ -113,8 +122,28 @@ def test_a_workload_is_named_after_service_and_version(
 def test_an_instance_is_named_after_service_and_port_and_its_host(planner: Planner) -> None:
     plan = planner.plan()
     assert plan.instance == "payment-8080"
-    assert plan.mesh.instance == f"payment-8080.{os.uname().nodename}"
-    assert planner.plan(instance="mine").instance == "mine"
+    host = os.uname().nodename
+    assert re.fullmatch(rf"payment-8080\.{re.escape(host)}-[0-9a-f]{{8}}", plan.mesh.instance)
+    mine = planner.plan(instance="mine")
+    assert (mine.instance, mine.mesh.instance) == ("mine", f"mine.{host}")
+
+
+def test_an_instance_keeps_its_name_and_no_other_has_it(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = planner.plan().mesh.instance
+    assert Planner(tmp_path / "other").plan().mesh.instance != name
+    monkeypatch.setattr("socket.gethostname", lambda: "renamed")
+    assert planner.plan().mesh.instance == name
+
+
+def test_a_long_name_of_an_instance_keeps_its_random_end(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 300)
+    name = planner.plan().mesh.instance
+    assert len(name) == 253
+    assert re.search(r"h-[0-9a-f]{8}$", name)
 
 
 @pytest.mark.parametrize("option", ["service", "namespace"])
@@ -140,7 +169,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(
 
 
 def test_a_later_start_needs_no_token_and_none_was_kept(planner: Planner) -> None:
-    first = planner.plan()
+    first = planner.start()
     second = planner.plan({}, service="payment")
     assert (second.mesh.control, second.mesh.sidecar) == (
         first.mesh.control,
@@ -160,6 +189,53 @@ def test_a_first_start_without_token_says_what_to_do(planner: Planner) -> None:
         planner.plan({})
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_token_file_is_an_error_though_there_was_an_earlier_start(
+    planner: Planner, tmp_path: Path, text: str
+) -> None:
+    planner.start()
+    path = tmp_path / "token"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="token: is empty"):
+        planner.plan({}, token_file=str(path))
+    assert planner.plan({"MESHFAST_TOKEN": ""}, service="payment").mesh.token_secret == ""
+
+
+def test_a_refused_start_leaves_the_earlier_one_as_it_was(planner: Planner) -> None:
+    planner.start()
+    other = msgspec.structs.replace(TOKEN, service="order", service_account="order")
+    with pytest.raises(ConfigError, match="--service: 'payment' is not what the token is for"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, service="payment")
+    with pytest.raises(ConfigError, match="--label"):
+        planner.start({"MESHFAST_TOKEN": other.text()}, instance="payment-8080", labels=("x",))
+    again = planner.plan({}, service="payment").mesh.sidecar
+    assert again.principal == "spiffe://cluster.local/ns/shop/sa/payer"
+
+
+def test_a_token_of_another_control_plane_drops_what_the_earlier_one_has_given(
+    planner: Planner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = StateDirectory(planner.start().mesh.state_dir)
+
+    def kept() -> set[str]:
+        return {name for name in ("identity", "resources") if state.read(name) is not None}
+
+    for name in ("identity", "resources"):
+        state.write_now(name, b"of the first control plane")
+    planner.start()
+    moved = msgspec.structs.replace(TOKEN, control="10.0.0.1:15012")
+    planner.start({"MESHFAST_TOKEN": moved.text()})
+    assert kept() == {"identity", "resources"}
+    other = {"MESHFAST_TOKEN": msgspec.structs.replace(TOKEN, root=b"another root").text()}
+    planner.plan(other)
+    assert kept() == {"identity", "resources"}
+    assert capsys.readouterr().err == ""
+    planner.start(other)
+    assert kept() == set()
+    assert "another control plane: what the earlier one has given" in capsys.readouterr().err
+    assert planner.plan({}, service="payment").mesh.roots == planner.plan(other).mesh.roots
+
+
 def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
     (planner.state / "payment-8080").mkdir(parents=True)
     os.chmod(planner.state / "payment-8080", 0o755)
@@ -170,11 +246,34 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
 # how it is called
 
 
+def test_a_version_that_names_no_workload_is_taken_with_a_name_for_it(planner: Planner) -> None:
+    with pytest.raises(ConfigError, match=r"'payment-V2' .*give --workload too"):
+        planner.plan(labels=("version=V2",))
+    sidecar = planner.plan(labels=("version=V2",), workload="payment-2").mesh.sidecar
+    assert (sidecar.workload, sidecar.labels) == ("payment-2", {"version": "V2"})
+
+
+def test_an_address_may_be_written_with_brackets(planner: Planner) -> None:
+    assert planner.plan(address="[2001:db8::1]").mesh.address == "[2001:db8::1]"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"labels": ("version",)},
         {"labels": ("=x",)},
+        {"labels": ("version=v 2",)},
+        {"labels": ("version=V2",)},  # as the name of a workload
+        {"labels": ("a=\x01\n",)},
+        {"labels": ("a\x1b=",)},
+        {"labels": tuple(f"a{n}=" for n in range(65))},
+        {"workload": "A B"},
+        {"workload": ""},
+        {"address": "nohost"},
+        {"address": "300.1.1.1"},
+        {"address": "0.0.0.0"},
+        {"address": "169.254.169.254"},
+        {"service": "A B"},
         {"upstreams": ("db",)},
         {"upstreams": ("db=5433",)},
         {"upstreams": ("d b=127.0.0.1:1",)},
@@ -182,10 +281,14 @@ def test_a_state_directory_of_others_is_refused(planner: Planner) -> None:
         {"outbound_address": "localhost:15001"},
         {"outbound_address": "127.0.0.1:99999"},
         {"instance": "../x"},
+        {"instance": ""},
+        {"instance": "_x"},
+        {"instance": "-x"},
+        {"instance": "x" * 254},
     ],
 )
 def test_wrong_options_are_refused(planner: Planner, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(UsageError):
         planner.plan(**wrong)
 
 
@@ -294,6 +397,28 @@ def test_the_plan_is_printed_without_secrets(tmp_path: Path, command: tuple[str,
         kept = StateDirectory(str(tmp_path / "payment-80")).read("credential")
         assert kept is not None
         assert kept.decode() not in done.stdout
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http2"])
+def test_a_protocol_that_is_not_spoken_yet_is_said_to_be_that(protocol: str) -> None:
+    done = invoke("sidecar", "--port", "80", "--protocol", protocol)
+    assert done.exit_code == 2
+    assert f"{protocol} is not supported yet" in " ".join(done.output.replace("│", "").split())
+
+
+def test_the_plan_is_printed_as_yaml_too(tmp_path: Path) -> None:
+    words = ("sidecar", "--port", "80", "--state-dir", str(tmp_path), "-o")
+    printed = yaml.safe_load(invoke(*words, "yaml").stdout)
+    assert printed == json.loads(invoke(*words, "json").stdout)
+
+
+def test_an_access_log_that_cannot_be_opened_refuses_the_start(tmp_path: Path) -> None:
+    log = str(tmp_path / "missing" / "x.log")
+    words = ("run", "--port", "80", "--state-dir", str(tmp_path / "state"), "--access-log", log)
+    done = invoke(*words, "--", "app")
+    assert isinstance(done.exception, ConfigError)
+    assert f"--access-log {log}: cannot be opened" in str(done.exception)
+    assert not list((tmp_path / "state").rglob("membership"))
 
 
 @pytest.mark.parametrize("arguments", [("run", "--", "app"), ("run", "--port", "1"), ("sidecar",)])

@@ -25,10 +25,15 @@ ACCEPTED = {
         "a." * 126 + "a",
     ],
     "host_pattern": ["*", "*.example.com", "shop.example.com", "127.0.0.1", "::1"],
+    "host_port": ["a:1", "control.example.com:15012", "10.0.0.1:65535", "[::1]:80"],
+    "instance": ["p1", "Host.example_1-2", "0", "a" * 253],
     "interval": ["1ms", "1s", "24h"],
     "label": ["a", "http-1", "a" * 63],
     "name": ["a", "a.b", "payment-v1"],
+    "peer_address": ["10.0.0.1", "127.0.0.1", "2001:db8::1", "::1"],
     "server_host": ["*", "shop/*", "./a.example.com", "*/*.example.com", "a.example.com"],
+    "workload_label_key": ["version", "app.kubernetes.io/name", "A_b.c-1", "a" * 63],
+    "workload_label_value": ["", "v2", "1.0_Beta-3", "a" * 63],
 }
 REFUSED = {
     "address": ["", "localhost", "127.0.0.1:80", "[::1]", "fe80::1%eth0", "127.1", "1.2.3.04"],
@@ -52,10 +57,27 @@ REFUSED = {
     "header_name": ["", "X-User", "a b", ":path", "a:", "é"],
     "host": ["", ".", "*", "*.a", "a..b", "-a", "a-", "a:80", "a" * 64, "a." * 127 + "a", "é.com"],
     "host_pattern": ["", "*.", "**", "*a.com", "a.*", "*.*.com", "a:80", "*:80"],
+    "host_port": ["", "xyz", "a:", ":1", "a:0", "a:65536", "a:+1", "::1:80", "[a]:1", "[127.1]:1"],
+    "instance": ["", ".", "-a", "_a", "a/b", "a b", "a\n", "a\x1b[31m", "é", "a" * 254],
     "interval": ["", "0", "0s", "0.1ms", "25h", "5"],
     "label": ["", "A", "a_b", "-a", "a-", "a.b", "a" * 64],
     "name": ["", "A", ".", "a..b", "a/b", "a" * 64],
+    "peer_address": [
+        "",
+        "host",
+        "300.1.1.1",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "169.254.169.254",
+        "fe80::1",
+        "255.255.255.255",
+        "10.0.0.1:80",
+    ],
     "server_host": ["", "a/b/c", "/a", "a/", "**/a", "A B/c"],
+    "workload_label_key": ["", "a b", "/a", "a/", "a/b/c", "A/b", "-a", "a\n", "é", "a" * 64],
+    "workload_label_value": [" ", "v 2", "-a", "a.", "a\x01\n", "é", "a" * 64],
 }
 
 

@@ -630,3 +630,29 @@ def slowly(client: Client) -> tuple[bytes, str]:
     except ConnectionResetError:
         return bytes(taken), "reset"
     return bytes(taken), "FIN"
+
+
+def test_an_origin_that_sends_its_head_alone_is_not_kept_waiting(tmp_path: Path) -> None:
+    """Such an origin (Nagle's algorithm, two writes) sends the body when the head is acknowledged.
+
+    Linux acknowledges up to 40 ms late (TCP_DELACK_MIN) on a connection that is in use for long.
+    """
+
+    def script(client: Client) -> None:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        while client.read_until(b"\r\n\r\n"):
+            client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            client.send(b"ok")
+
+    took: list[float] = []
+    with (
+        Origin(script) as origin,
+        forwarding(origin, tmp_path) as (_, port),
+        Client(port) as client,
+    ):
+        for _ in range(60):
+            began = time.monotonic()
+            client.send(GET)
+            assert client.response().body == b"ok"
+            took.append(time.monotonic() - began)
+    assert sorted(took[20:])[20] < 0.02

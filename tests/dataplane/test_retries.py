@@ -54,7 +54,7 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
     died: Counter[str] = Counter()
     lock = threading.Lock()
 
-    def script(origin: Origin, client: Client) -> None:
+    def script(client: Client) -> None:
         while True:
             head = client.read_until(b"\r\n\r\n")
             method, path, _ = head.decode().split(" ", 2)
@@ -73,10 +73,6 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
                 return
             client.send(answer(200, body))
 
-    origins = [Origin(lambda client: None) for _ in range(3)]
-    for origin in origins:
-        origin.script = lambda client, origin=origin: script(origin, client)
-
     def load(worker: int) -> Counter[tuple[str, int]]:
         seen: Counter[tuple[str, int]] = Counter()
         for number in range(120):
@@ -86,6 +82,7 @@ def test_gets_are_answered_and_posts_read_once_while_origins_die(tmp_path: Path)
             seen[method, response.status] += 1
         return seen
 
+    origins = [Origin(script) for _ in range(3)]
     rules = ["retries: {attempts: 5, retryOn: reset, backoff: 1ms}"]
     with origins[0], origins[1], origins[2], pooled(origins, tmp_path, rules) as (_, port):
         with ThreadPoolExecutor(4) as threads:
@@ -153,6 +150,67 @@ def test_each_try_has_its_own_time(tmp_path: Path) -> None:
         assert ask(port).status == 200
         assert origin.accepted == 2
         over.set()
+
+
+def test_the_time_of_a_try_begins_when_the_caller_has_sent_everything(tmp_path: Path) -> None:
+    rule = "retries: {attempts: 1, retryOn: reset, perTryTimeout: 150ms}"
+    with scripted(200) as origin, pooled([origin], tmp_path, [rule]) as (_, port):
+        with Client(port) as client:
+            whole = request("PUT", body=b"slow")
+            client.send(whole[:-2])
+            time.sleep(0.4)  # longer than a try may take
+            client.send(whole[-2:])
+            assert client.response("PUT").status == 200
+        assert origin.accepted == 1
+
+
+@pytest.mark.parametrize("rule", ["retries: {attempts: 0}", "fault: {abort: {httpStatus: 400}}"])
+def test_a_stale_connection_is_mended_whatever_the_route_says_of_retries(
+    rule: str, tmp_path: Path
+) -> None:
+    def script(client: Client) -> None:
+        """Answer the first request, and close at the second, as a server whose patience ends."""
+        origin.request(client)
+        client.send(answer(200))
+        origin.request(client)
+
+    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (_, port):
+        with Client(port) as client:
+            for _ in range(6):
+                client.send(request("GET"))
+                assert client.response().status == 200
+
+
+def test_an_origin_that_dies_at_work_is_not_asked_again_by_every_caller(tmp_path: Path) -> None:
+    """What an origin has worked on for long was no stale connection: the route's policy decides."""
+    callers = 12
+    dies = threading.Event()
+    working = threading.Semaphore(0)
+
+    def script(client: Client) -> None:
+        origin.request(client)
+        client.send(answer(200))
+        origin.request(client)
+        working.release()
+        assert dies.wait(20)
+
+    rule = "retries: {attempts: 1, retryOn: connect-failure}"
+    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (_, port):
+        clients = [Client(port) for _ in range(callers)]
+        for client in clients:
+            client.send(request("GET"))
+        for client in clients:
+            assert client.response().status == 200
+        for client in clients:
+            client.send(request("GET"))
+        for _ in clients:
+            assert working.acquire(timeout=20)
+        time.sleep(0.3)  # longer than two may meet on the way
+        dies.set()
+        assert [client.response().status for client in clients] == [503] * callers
+        assert len(origin.heads) == 2 * callers
+        for client in clients:
+            client.close()
 
 
 def test_failing_origins_get_at_most_a_fifth_more_than_they_are_offered(tmp_path: Path) -> None:

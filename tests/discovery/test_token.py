@@ -63,6 +63,7 @@ def test_a_field_of_a_later_version_is_left_alone() -> None:
         written(service_account="a/b"),
         written(trust_domain="cluster.local/x"),
         written(control=""),
+        written(control="xyz"),
         written(secret=7),
         written(root="*"),
         written(root=""),

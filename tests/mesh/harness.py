@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
@@ -30,7 +33,6 @@ SERVICE = """
 import http.server, json, os, sys
 class Service(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes
     def do_GET(self):
         seen = {"name": sys.argv[2], "path": self.path, "headers": dict(self.headers)}
         body = json.dumps(seen).encode()
@@ -322,11 +324,25 @@ def scrape(sidecar: Sidecar) -> str:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    import socket
+    """A port that stays free: given once, and none that the system gives to others by itself.
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    What `bind` to port 0 has found, a client's connection may have as its own a moment later.
+    """
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def _ports() -> Iterator[int]:
+    """Those below the ephemeral ones (ip(7), ip_local_port_range), without our own defaults."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [port for port in range(10_000, ephemeral) if port // 100 != 150]
+    random.shuffle(ports)  # other runs on this machine choose, too
+    yield from ports
+
+
+_PORTS = _ports()
 
 
 def host_addresses() -> list[str]:

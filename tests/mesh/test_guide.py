@@ -21,7 +21,7 @@ DEADLINE_S = 60
 def blocks() -> list[str]:
     """Return the page's shell blocks, with ports that are free here."""
     page = text(Path("docs/mesh.md"))
-    for port in ("8080", "8081"):
+    for port in ("8080", "8081", "8082"):
         page = page.replace(port, str(free_port()))
     return re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
@@ -31,12 +31,8 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        runtime = folder / "runtime"
-        runtime.mkdir(mode=0o700)
         self.env = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "XDG_STATE_HOME": str(folder / "state"),
-            "XDG_RUNTIME_DIR": str(runtime),
             "HOME": str(folder),
         }
 
@@ -56,9 +52,10 @@ class Terminal:
     def running(self, block: str, name: str, ready: str) -> Iterator[None]:
         """Run a block that serves until it is told to end, once its log says that it is ready."""
         log = self.folder / f"{name}.log"
+        *before, last = block.splitlines()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["sh", "-c", f"exec {block}"],
+                ["sh", "-e", "-c", "\n".join([*before, f"exec {last}"])],
                 cwd=self.folder,
                 env=self.env,
                 stdout=output,
@@ -75,18 +72,27 @@ class Terminal:
 
 
 def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
-    control, tokens, payment, order, questions, traced = blocks()
+    hosts, control, tokens, payment, order, questions, token, second, canary, traced = blocks()
     terminal = Terminal(tmp_path)
-    (tmp_path / "greeting.txt").write_text("hello")
+    terminal.run(hosts)
+    host_a, host_b = tmp_path / "host-a", tmp_path / "host-b"
+    (host_a / "greeting.txt").write_text("hello")
+    status = ". host-a/env; meshfast status"
     with terminal.running(control, "control", "control plane ready"):
         terminal.run(tokens)
-        assert (tmp_path / "order.token").stat().st_mode & 0o077 == 0
+        assert (host_b / "order.token").stat().st_mode & 0o077 == 0
         with terminal.running(payment, "payment", "application accepts"):
-            wait_until(lambda: "1/1" in terminal.run("meshfast status"), "payment is healthy")
+            wait_until(lambda: "1/1" in terminal.run(status), "payment is healthy")
             assert "greeting.txt" in terminal.run(order)
             answer = terminal.run(questions)
             assert "SYNCED" in answer
             assert "0 found" in answer
+            terminal.run(token)
+            with terminal.running(second, "second", "application accepts"):
+                wait_until(lambda: "2/2" in terminal.run(status), "both are healthy")
+                said = terminal.run(canary)
+                assert "payment.default: v1 90, v2 10\n" in said
+                assert said.endswith("payment.default: v1 100, v2 0\n")
             zipkin = FakeZipkin()
             try:
                 terminal.run(traced.replace("127.0.0.1:9411", zipkin.address))

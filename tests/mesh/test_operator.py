@@ -73,6 +73,35 @@ def test_what_was_applied_is_shown_compared_and_deleted(operator: Operator) -> N
     assert said == "there is no VirtualService default/payment\n"
 
 
+def test_kinds_have_the_short_names_and_plurals_of_istio(operator: Operator) -> None:
+    operator.run("apply", "-f", "-", stdin=RULE)
+    for kind in ("vs", "VS", "virtualservices", "virtualservice"):
+        assert "payment" in operator.run("get", kind)
+    for kind in ("dr", "gw", "gateways", "se", "serviceentries", "we", "workloadentries"):
+        assert "payment" not in operator.run("get", kind)
+    assert operator.run("delete", "vs", "payment").endswith("payment deleted\n")
+
+
+def test_what_files_name_is_deleted_and_what_is_missing_is_said(operator: Operator) -> None:
+    versions = """\
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: payment}
+spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
+"""
+    rule = RULE.replace("{host: payment}", "{host: payment, subset: v1}")
+    operator.run("apply", "-f", "-", stdin=rule + versions)
+    # The file has them in this order; the subset is needed until the rule is gone.
+    deleted = operator.run("delete", "-f", "-", stdin=versions + "---\n" + rule)
+    assert deleted.splitlines() == [
+        "VirtualService default/payment deleted",
+        "DestinationRule default/payment deleted",
+    ]
+    said = operator.run("delete", "-f", "-", stdin=rule, code=1)
+    assert said == "there is no VirtualService default/payment\n"
+
+
 def test_the_status_of_an_empty_mesh(operator: Operator) -> None:
     mesh = json.loads(operator.run("status", "-o", "json"))
     assert (mesh["services"], mesh["workloads"], mesh["sidecars"]) == ([], [], [])

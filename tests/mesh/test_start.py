@@ -66,6 +66,7 @@ class Started(Mesh):
             {} if token is None else {"MESHFAST_TOKEN": token.text()},
             command=command,
         )
+        cli.remember(plan)
         document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
         settings = cli.settings(plan, {}, 0, 0)
         for name in ("shared_memory_fd", "snapshot_fd"):
@@ -176,6 +177,37 @@ def test_a_second_start_needs_neither_token_nor_control_plane_and_takes_two_seco
         control.start()
         second.wait_for_text("control plane connected")
         wait_until(lambda: workloads(control), "it is registered")
+
+
+def test_a_start_with_a_token_that_is_used_up_ends_with_one(
+    tmp_path: Path, control: Control
+) -> None:
+    token = control.token("payment")
+    with Started(tmp_path / "first", token, command=["true"]) as first:
+        assert first.wait() == 0
+    second = Started(tmp_path / "second", token).start()  # which may end before it serves
+    try:
+        assert second.wait() == 1
+        assert "meshfast: stopping: joining was refused: token_used: " in second.stderr
+        assert "meshfast: started" not in second.stderr
+    finally:
+        second.close()
+
+
+def test_a_new_control_plane_and_a_token_of_it_are_joined_with_the_old_state(
+    tmp_path: Path, control: Control
+) -> None:
+    with Started(tmp_path / "sidecar", control.token("payment"), command=["true"]) as first:
+        assert first.wait() == 0
+    (tmp_path / "other").mkdir()
+    other = Control(tmp_path / "other")
+    try:
+        token = other.token("payment")
+        with Started(tmp_path / "sidecar", token, command=["true"]) as second:
+            assert second.wait() == 0
+            assert "certificate obtained" in second.stderr
+    finally:
+        other.close()
 
 
 def test_a_killed_agent_is_replaced_and_the_application_runs_on(

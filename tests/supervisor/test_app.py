@@ -267,7 +267,7 @@ def test_a_second_signal_ends_the_application_at_once(tmp_path: Path) -> None:
         mesh.signal(signal.SIGINT)
         wait_until((tmp_path / "term").exists, "the application is told")
         mesh.signal(signal.SIGINT)
-        mesh.wait()
+        assert mesh.wait() == 128 + signal.SIGKILL
         assert not is_alive(pid)
 
 
@@ -314,10 +314,13 @@ def test_a_hot_restart_keeps_the_application(tmp_path: Path) -> None:
         assert mesh.wait() == 5
 
 
-def test_a_stop_before_the_application_started_ends_with_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_application_started_is_not_taken_for_its_success(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with AppMesh(tmp_path) as mesh:
-        mesh.signal(signal.SIGTERM)
-        assert mesh.wait() == 0
+        mesh.signal(number)
+        assert mesh.wait() == 128 + number
         assert "started" not in mesh.stderr
 
 
@@ -330,6 +333,25 @@ def test_a_failure_of_the_mesh_takes_the_application_with_it(tmp_path: Path) -> 
         assert mesh.wait() == 1
         assert not is_alive(pid)
         assert (tmp_path / "term").exists()
+
+
+def test_a_start_that_cannot_succeed_ends_with_one_and_its_reason(tmp_path: Path) -> None:
+    with AppMesh(tmp_path) as mesh:
+        mesh.tell('say {"type":"hopeless","reason":"token_used:"}', "metrics")
+        assert mesh.wait() == 1
+        assert "meshfast: stopping: token_used:" in mesh.stderr
+        assert not (tmp_path / "seen").exists()
+
+
+def test_what_is_in_the_mesh_goes_on_though_it_could_not_join_again(tmp_path: Path) -> None:
+    with AppMesh(tmp_path) as mesh:
+        mesh.meshed()
+        mesh.app()
+        mesh.ask('say {"type":"hopeless","reason":"token_used:"}', "metrics")
+        mesh.ask("snapshot 7", "metrics")
+        mesh.wait_for_message({"type": "applied", "generation": 7})
+        mesh.touch("exit", "3")
+        assert mesh.wait() == 3
 
 
 def is_refused(address: str) -> bool:

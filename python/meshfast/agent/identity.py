@@ -40,6 +40,9 @@ ALARM = 0.6
 RETRY_S = 5.0
 RETRY_OF_LIFE = 1 / 20
 RETRY_SPREAD = (1.0, 2.0)
+# Timers stand still while the host is suspended, and the clock may be set: look at it that often.
+SLEEP_S_MAX = 60.0
+CLOCK_S = 0.001
 
 VERSION = 1
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -177,13 +180,19 @@ class Renewal:
         attempt: Callable[[], None],
         alarm: Callable[[], None],
         uniform: Callable[[float, float], float],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`attempt` is called when a certificate is due, again and again until `obtained`."""
+        """`attempt` is called when a certificate is due, again and again until `obtained`.
+
+        `clock` is the time that certificates speak of, which goes on while a host sleeps.
+        """
         self._loop = loop
         self._attempt = attempt
         self._alarm = alarm
         self._uniform = uniform
+        self._clock = clock
         self._life_s = 0.0
+        self._due_at = self._alarm_at = 0.0
         self._timers: list[Timer] = []
         self.is_due = False
 
@@ -192,12 +201,11 @@ class Renewal:
         self.cancel()
         self._life_s = max(life_s, 1.0)
         self.is_due = False
-        first = self._uniform(*FIRST_ATTEMPT) * self._life_s - age_s
-        alarm = ALARM * self._life_s - age_s
-        self._timers = [
-            self._loop.call_later(max(first, 0.0), self._on_due),
-            self._loop.call_later(max(alarm, 0.0), self._alarm),
-        ]
+        began = self._clock() - age_s
+        self._due_at = began + self._uniform(*FIRST_ATTEMPT) * self._life_s
+        self._alarm_at = began + ALARM * self._life_s
+        self._timers = [self._later(self._due_at, self._on_due)]
+        self._timers.append(self._later(self._alarm_at, self._on_alarm))
 
     def cancel(self) -> None:
         """Ask no more."""
@@ -205,7 +213,20 @@ class Renewal:
             timer.cancel()
         self._timers = []
 
+    def _later(self, at: float, call: Callable[[], None]) -> Timer:
+        """Call at a time of the clock, or earlier: whoever is called looks at it again."""
+        return self._loop.call_later(min(max(at - self._clock(), 0.0), SLEEP_S_MAX), call)
+
+    def _on_alarm(self) -> None:
+        if self._alarm_at - self._clock() > CLOCK_S:
+            self._timers[1] = self._later(self._alarm_at, self._on_alarm)
+        else:
+            self._alarm()
+
     def _on_due(self) -> None:
+        if not self.is_due and self._due_at - self._clock() > CLOCK_S:
+            self._timers[0] = self._later(self._due_at, self._on_due)
+            return
         self.is_due = True
         wait_s = min(RETRY_S, RETRY_OF_LIFE * self._life_s) * self._uniform(*RETRY_SPREAD)
         self._timers[0] = self._loop.call_later(wait_s, self._on_due)

@@ -1,19 +1,20 @@
 """The line to the control plane: join with the token, keep one stream, come back when it breaks.
 
-    no certificate → joining (token) → the first certificate → streaming (Hello …) → broken → again
+    no certificate → joining (token, or the certificate that has expired) → a certificate
+                   → streaming (Hello …) → broken → again
 
 A sidecar with a certificate that is still good streams at once and needs no token. Reconnecting
-waits at random up to a bound that doubles from 0.1 to 10 s (full jitter), so that a control plane
-that comes back is not met by all sidecars at once.
+waits at random from 0.1 s up to a bound that doubles to 10 s and is never below 1 s, so that a
+control plane that comes back, or has just gone, is not met by all sidecars at once.
 
 Does not do: applying pushes, keeping files, deciding when to renew (mesh).
 
 Invariants:
 1. One stream at a time. Whatever ends it, the next attempt is due.
-2. Nothing but the request for the first certificate is said without a certificate.
+2. Nothing but the request for a certificate is said without one that is still good.
 3. The token's secret is sent only to a server that has proven its identity.
 
-Tests: tests/agent/test_mesh.py.
+Tests: tests/agent/test_mesh.py, tests/agent/test_link.py.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ __all__ = ["Link"]
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 10.0
+SPREAD_S_MIN = 1.0  # all sidecars lose the same stream at the same moment
 STEADY_S = 10.0  # a stream that lived for so long was not an attempt that failed
 SILENCE = 3  # heartbeats that may be missing
 JOIN_S_MAX = 15.0
+NO_TOKEN = "no certificate that is still good, and no token to join with"
+# What another attempt with the same token will not change (control/ca/error.py has all of them).
+FINAL_REFUSALS = ("revoked", "token_expired", "token_invalid", "token_revoked", "token_used")
 
 
 class Link:
@@ -69,10 +74,13 @@ class Link:
         on_open: Callable[[], None],
         on_activity: Callable[[], None],
         on_lost: Callable[[], None],
+        on_hopeless: Callable[[str], None],
     ) -> None:
         """`control` is `host:port`. `on_activity` follows the messages of an open stream.
 
-        `join_request` gives the request with the token, None when there is no token.
+        `join_request` gives the request without a certificate that is still good, None when there
+        is nothing to ask with. `on_hopeless` gets the reason why joining will not succeed before
+        somebody does something about it; it is tried again all the same.
         """
         self.session = session
         self.identity: Identity | None = None
@@ -88,6 +96,7 @@ class Link:
         self._on_open = on_open
         self._on_activity = on_activity
         self._on_lost = on_lost
+        self._on_hopeless = on_hopeless
         self._stream: Stream | None = None
         self._is_joining = False
         self._attempts = 0
@@ -167,7 +176,8 @@ class Link:
         if self._is_joining:
             request = self._join_request()
             if request is None:
-                return self._on_end("no certificate that is still good, and no token to join with")
+                self._on_end(NO_TOKEN)
+                return self._on_hopeless(NO_TOKEN)
             assert self._stream is not None
             self._stream.send(request)
             self._beat = self._loop.call_later(
@@ -213,8 +223,11 @@ class Link:
                 self._attempts = 0
                 self._hang_up()
                 self._connect()
-            else:
-                self._on_end(f"joining was refused: {message.refusal or 'unusable certificate'}")
+                return
+            reason = f"joining was refused: {message.refusal or 'unusable certificate'}"
+            self._on_end(reason)
+            if message.refusal.partition(":")[0] in FINAL_REFUSALS:
+                self._on_hopeless(reason)
         elif isinstance(message, Goodbye):
             self._on_end(f"joining was refused: {_why(message)}")
 
@@ -242,9 +255,7 @@ class Link:
         if was_open:
             self._on_lost()
         if not self._stopped:
-            bound = min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(self._attempts, 16))
-            delay = max(DELAY_S_MIN, random.uniform(0, bound))
-            self._timer = self._loop.call_later(delay, self._connect)
+            self._timer = self._loop.call_later(_delay_s(self._attempts), self._connect)
 
     def _hang_up(self) -> None:
         if self._beat is not None:
@@ -258,6 +269,12 @@ class Link:
             self._stream = None
         if self.session.state is not ClientState.OFFLINE:
             self.session.disconnected()
+
+
+def _delay_s(attempts: int) -> float:
+    """Choose when to try again, after so many attempts in a row without a steady stream."""
+    bound = min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(attempts, 16))
+    return random.uniform(DELAY_S_MIN, max(bound, SPREAD_S_MIN))
 
 
 def _why(goodbye: Goodbye) -> str:

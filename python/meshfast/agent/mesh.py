@@ -14,7 +14,10 @@ Does not do: traffic. Legs never wait for the agent: a certificate is renewed lo
 Invariants:
 1. A push is answered after all workers serve with it, and not before.
 2. What is on disk was applied. It is read at start only.
-3. A key is on disk only with the certificate for it, in one file, and never with `memory`.
+3. A key is on disk only with the certificate for it, in one file, and never with `memory`. But for
+   the key of a join under way, which waits for its certificate: an answer that was lost is asked
+   for again with the same key, and costs no other use of the token.
+4. A certificate that has expired is renewed before the token is used for another one.
 
 Tests: tests/agent/test_mesh.py, tests/mesh.
 """
@@ -61,12 +64,16 @@ if TYPE_CHECKING:
     from meshfast.telemetry.families import AgentFacts
     from meshfast.telemetry.source import Source
 
-__all__ = ["Keys", "Mesh", "MeshSettings"]
+__all__ = ["IDENTITY", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
 
 IDENTITY, RESOURCES = "identity", "resources"
+JOINING = "joining"
 ENVIRONMENT, RUNNING = "environment", "running"
 RESOURCES_VERSION = 1
 FINISH_S = 1.0
+# Refusals after which another key helps, and one after which nothing but time does.
+KEY_REFUSALS = frozenset({"key", "key_age", "key_owner"})
+RATE_REFUSAL = "rate"
 
 
 class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +159,10 @@ class Mesh:
         self._has_withdrawn = False
         self._shown = b""  # the identity that workers were given before this agent began
         self._pending: tuple[int, bytes] = (0, b"")  # id of the request under way, and its key
+        self._joining_key = b""  # what the token is used for, until there is a certificate for it
+        self._expired: Identity | None = None  # the one on disk, if it is not valid any more
+        self._is_asking_with_token = False
+        self._is_token_next = False
         self.publisher = MeshPublisher(
             loop, settings, self._sidecar, control, source, facts, log, describe, build
         )
@@ -172,6 +183,7 @@ class Mesh:
             on_open=self._on_open,
             on_activity=self._take_pushes,
             on_lost=self._on_lost,
+            on_hopeless=self._on_hopeless,
         )
 
     def start(self) -> None:
@@ -240,6 +252,7 @@ class Mesh:
             return None
         if not identity.is_valid(time.time()):
             self._log.warning("kept identity has expired")
+            self._expired = identity
             return None
         return identity
 
@@ -268,17 +281,45 @@ class Mesh:
     # identity
 
     def _join_request(self) -> CertificateRequest | None:
+        """Ask with the certificate that has expired, and when that was refused with the token."""
+        expired = self._identity or self._expired
+        self._is_asking_with_token = expired is None or self._is_token_next
+        self._is_token_next = False
+        if not self._is_asking_with_token:
+            assert expired is not None
+            return msgspec.structs.replace(
+                self._request(expired.key),
+                instance=self._settings.instance,
+                previous=expired.chain[0],
+            )
         if not self._settings.token_secret:
             return None
+        self._joining_key = self._joining_key or self._key_to_join_with()
         return msgspec.structs.replace(
-            self._request(),
+            self._request(self._joining_key),
             token_id=self._settings.token_id,
             token_secret=self._settings.token_secret,
             instance=self._settings.instance,
         )
 
-    def _request(self) -> CertificateRequest:
+    def _key_to_join_with(self) -> bytes:
+        """Take the key of a join that got no answer, or make one and keep it."""
+        is_kept = self._settings.key_storage == "disk"
+        try:
+            found = self._state.read(JOINING) if is_kept else None
+            if found:
+                return found
+        except StateError as error:
+            self._log.warning("kept key is not used", error=str(error))
         key = self._keys.generate()
+        if is_kept:
+            try:
+                self._state.write_now(JOINING, key)
+            except OSError as error:
+                self._log.warning("key is not kept", error=str(error))
+        return key
+
+    def _request(self, key: bytes) -> CertificateRequest:
         self._pending = (self._pending[0] + 1, key)
         csr = self._keys.request(key, self._sidecar.principal)
         return CertificateRequest(self._pending[0], csr)
@@ -286,7 +327,7 @@ class Mesh:
     def _renew(self) -> None:
         self._facts.certificate_requests += 1
         if self._link.is_open:
-            self._link.session.send(self._request())
+            self._link.session.send(self._request(self._keys.generate()))
             self._link.flush()
 
     def _ring(self) -> None:
@@ -301,6 +342,7 @@ class Mesh:
             return self._log.warning("a certificate that was not asked for", id=response.id)
         self._pending = (number, b"")
         if response.refusal:
+            self._on_refusal(response.refusal.partition(":")[0])
             return self._log.error("certificate refused", reason=response.refusal)
         try:
             identity = Identity(
@@ -314,6 +356,26 @@ class Mesh:
         except IdentityError as error:
             return self._log.error("certificate is not used", error=str(error))
         self._adopt(identity, is_new=True)
+
+    def _on_refusal(self, code: str) -> None:
+        """Choose what the next attempt to join is made with."""
+        if not self._is_asking_with_token:
+            self._is_token_next = code != RATE_REFUSAL
+        elif code in KEY_REFUSALS:
+            self._joining_key = b""
+            self._state.remove(JOINING)
+
+    def _keep(self, identity: Identity) -> None:
+        """Write the identity; at once if its key waits in a file of its own."""
+        data = identity.encode_for_disk()
+        if not self._joining_key:
+            return self._state.write(IDENTITY, data)
+        try:
+            self._state.write_now(IDENTITY, data)
+            self._state.remove(JOINING)
+        except OSError as error:
+            self._log.error("identity is not kept", error=str(error))
+        self._joining_key = b""
 
     def _adopt(self, identity: Identity, *, is_new: bool) -> None:
         """Show this identity from now on: link, workers, disk."""
@@ -332,7 +394,7 @@ class Mesh:
             left_s = round(identity.not_after - now)
             self._log.info("certificate obtained", expires_in_s=left_s, serial=self._serial)
             if self._settings.key_storage == "disk":
-                self._state.write(IDENTITY, identity.encode_for_disk())
+                self._keep(identity)
 
     # configuration
 
@@ -410,6 +472,11 @@ class Mesh:
         self._facts.control_plane_lost_at = time.monotonic()
         self._facts.control_plane_losses += 1
         self._check_withdrawn()
+
+    def _on_hopeless(self, reason: str) -> None:
+        """Have the start ended: nobody waits for a sidecar that cannot join."""
+        if not self.is_meshed:
+            self._control.send({"type": "hopeless", "reason": reason})
 
     def _report(self) -> None:
         if self._link.is_open:

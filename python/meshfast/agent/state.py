@@ -1,6 +1,7 @@
 """What the agent keeps on disk: whole files, written beside, synced and renamed; or nothing.
 
     <state dir>/<instance>/identity     key, chain and trust bundle (not with --key-storage memory)
+    <state dir>/<instance>/joining      the key of a join that has not been answered yet (likewise)
     <state dir>/<instance>/resources    the last configuration that all workers served from
     <state dir>/<instance>/environment  the proxy variables of the application, for `sidecar`
     <state dir>/<instance>/running      addresses and ports of this start, for `check`

@@ -1,6 +1,7 @@
 """The `meshfast` command: arguments in, exit codes out.
 
-Exit codes: 0 is done, 1 is a refused configuration or a failed check, 2 is wrong usage (click's).
+Exit codes: 0 is done, 1 is a refused configuration or a failed check, 2 is wrong usage (click's, or
+a `UsageError` about an option); of `diff`, as kubectl's, 1 is a difference and 2 any error.
 Problems go to stderr, one per line as `file:line:column: path: message (hint)`; what a command was
 asked for goes to stdout, in the form that `-o` names.
 
@@ -19,7 +20,7 @@ from typing import NoReturn
 
 import rich_click as click
 
-from meshfast.errors import MeshfastError
+from meshfast.errors import MeshfastError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -64,7 +65,7 @@ class _LazyGroup(click.RichGroup):
     context_settings={"auto_envvar_prefix": "MESHFAST", "help_option_names": ["-h", "--help"]},
 )
 def app() -> None:
-    """A service mesh in one pip install. Today: its proxy for HTTP/1.1 and TCP."""
+    """A service mesh in one pip install: HTTP/1.1 and TCP, with mutual TLS between services."""
 
 
 def main() -> NoReturn:
@@ -73,5 +74,5 @@ def main() -> NoReturn:
         app(prog_name="meshfast")
     except MeshfastError as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     sys.exit(0)

@@ -20,9 +20,9 @@ from meshfast.cli.operator import (
     OperatorApi,
     difference,
     operator_options,
-    show,
     warn,
 )
+from meshfast.cli.output import show
 from meshfast.errors import ConfigError, Problem
 from meshfast.policy.canary import (
     Service,
@@ -86,6 +86,11 @@ class _Stored:
             if document["kind"] == kind.__name__
         ]
 
+    def names(self, kind: type[Resource], namespace: str) -> set[str]:
+        """Give the names of a kind in a namespace."""
+        place = (kind.__name__, namespace)
+        return {name for found, of, name in self.revisions if (found, of) == place}
+
     def expected(self, resources: Sequence[Resource]) -> list[dict[str, str]]:
         """Say at which revisions the resources were read; the empty one is not there yet."""
         names = [(one.kind, one.metadata.namespace, one.metadata.name) for one in resources]
@@ -131,11 +136,14 @@ def set_(
         made: list[Resource] = []
         notes = []
         if versions is None:
-            versions = rule_of_versions(asked, _labels(api, asked))
+            taken = stored.names(DestinationRule, namespace)
+            versions = rule_of_versions(asked, _labels(api, asked), taken)
             made.append(versions)
             names = ", ".join(subset.name for subset in versions.spec.subsets)
             notes.append(f"made a DestinationRule from the labels version: {names}")
-        rule = set_shares(find_rule(stored.of(VirtualService), asked), versions, asked, wanted)
+        found = find_rule(stored.of(VirtualService), asked)
+        taken = stored.names(VirtualService, namespace)
+        rule = set_shares(found, versions, asked, wanted, taken)
         return _Plan([*made, rule], rule, shares[0][0], notes)
 
     _change(plan, asked, state_dir, output)
@@ -199,7 +207,7 @@ def _change(
 def _text(answer: Mapping[str, Any]) -> str:
     changes = [one for one in answer["changes"] if one["action"] != "unchanged"]
     shares = ", ".join(f"{subset} {weight}" for subset, weight in answer["weights"].items())
-    lines = [difference(changes)] if changes else ["nothing changed"]
+    lines = [difference(changes, new="canary")] if changes else ["nothing changed"]
     return "\n".join([*lines, *answer["notes"], f"{answer['service']}: {shares}"])
 
 

@@ -32,6 +32,7 @@ import rich_click as click
 
 from meshfast.agent.health import listening_addresses, network_order
 from meshfast.cli.launch import default_runtime_dir
+from meshfast.cli.output import show
 from meshfast.cli.sidecar import PROXY_VARIABLES, default_state_dir
 from meshfast.errors import ConfigError
 
@@ -82,7 +83,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--instance", metavar="NAME", help="Look at this sidecar only.")
 @click.option("--runtime-dir", type=click.Path(file_okay=False), help="As given to `run`.")
 @click.option("--state-dir", type=click.Path(file_okay=False), help="As given to `run`.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text")
 def check(
     instance: str | None, runtime_dir: str | None, state_dir: str | None, output: str
 ) -> None:
@@ -101,13 +102,9 @@ def check(
     neighbours = _applications(state, running)
     for name in names:
         findings += findings_of(name, state / name, neighbours=neighbours)
-    if output == "json":
-        shown = {"instances": names, "findings": findings}
-        print(msgspec.json.format(msgspec.json.encode(shown)).decode())
-    else:
-        for finding in findings:
-            print(finding)
-        print(f"{len(names)} sidecar{'s'[: len(names) != 1]}, {len(findings)} found")
+    shown = {"instances": names, "findings": msgspec.to_builtins(findings)}
+    count = f"{len(names)} sidecar{'s'[: len(names) != 1]}, {len(findings)} found"
+    show(shown, output, lambda: "\n".join([*map(str, findings), count]))
     sys.exit(1 if findings else 0)
 
 

@@ -5,6 +5,7 @@ Tests: tests/control/server/test_process.py.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,13 @@ import rich_click as click
 from click.core import ParameterSource
 
 from meshfast.cli.proxy import LOG_LEVELS, Duration
-from meshfast.errors import ConfigError
+from meshfast.resources.texts import CHECKS, is_address
 
-__all__ = ["control", "default_state_dir", "split_address"]
+__all__ = ["check_advertised", "control", "default_state_dir", "split_address"]
 
 CERT_TTL_MS_MIN = 10_000
 CERT_TTL_MS_MAX = 24 * 3_600_000
+DEBOUNCE_MS_MAX = 10_000  # after which control/push waits no longer, however busy it is
 
 
 @click.command()
@@ -38,7 +40,8 @@ CERT_TTL_MS_MAX = 24 * 3_600_000
     "--advertise",
     metavar="HOST:PORT",
     default="",
-    help="The address in join tokens, when sidecars reach it by another.  [default: --address]",
+    help="The address in join tokens, when sidecars reach it by another; needed with "
+    "0.0.0.0.  [default: --address]",
 )
 @click.option(
     "--trust-domain",
@@ -91,7 +94,10 @@ def control(
 
     if not CERT_TTL_MS_MIN <= cert_ttl_ms <= CERT_TTL_MS_MAX:
         raise click.BadParameter("a certificate lives 10s to 24h", param_hint="--cert-ttl")
+    if debounce_ms > DEBOUNCE_MS_MAX:
+        raise click.BadParameter("changes wait for 10s at most", param_hint="--debounce")
     host, port = split_address(address)
+    check_advertised(host, advertise)
     directory = state_dir or default_state_dir(os.environ, os.getuid())
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +127,28 @@ def default_state_dir(environment: Mapping[str, str], uid: int) -> Path:
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Split `IP:PORT` or `[IP6]:PORT`; port 0 is a free one. Raises ConfigError."""
+    """Split `IP:PORT` or `[IP6]:PORT`; port 0 is a free one. Raises BadParameter."""
     host, colon, port = text.rpartition(":")
     digits = port.isascii() and port.isdigit() and int(port) <= 65535
     if not (host and colon and digits) or (":" in host) != host.startswith("["):
-        raise ConfigError(f"--address: expected IP:PORT, got {text!r}")
+        raise click.BadParameter(f"expected IP:PORT, got {text!r}", param_hint="--address")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def check_advertised(host: str, advertise: str) -> None:
+    """Refuse what join tokens must not say. Raises BadParameter.
+
+    0.0.0.0 is no address that a sidecar could connect to, and which of this host's addresses is
+    meant nobody but the operator knows.
+    """
+    expected = CHECKS["host_port"](advertise) if advertise else None
+    if expected is not None:
+        raise click.BadParameter(
+            f"expected {expected}, got {advertise!r}", param_hint="--advertise"
+        )
+    if not advertise and is_address(host) and ipaddress.ip_address(host).is_unspecified:
+        raise click.BadParameter(
+            f"{host} is every address of this host, and join tokens name one that sidecars can "
+            "reach: give --advertise HOST:PORT too",
+            param_hint="--address",
+        )

@@ -28,7 +28,7 @@ from meshfast.cli.control import default_state_dir
 from meshfast.control.api import BODY_BYTES_MAX, SOCKET_NAME
 from meshfast.errors import ConfigError, MeshfastError, Problem
 
-__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "show", "table", "warn"]
+__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "table", "warn"]
 
 ANSWER_S = 30.0
 START_HINT = "start it with `meshfast control`, or name its --state-dir"
@@ -42,7 +42,7 @@ def operator_options(command: F) -> F:
     )(command)
     return click.option(
         "--state-dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=False, path_type=Path),  # `ask` says who may
         help="As given to `control`.  [default: ~/.local/state/meshfast/control]",
     )(command)
 
@@ -129,36 +129,29 @@ def warn(applied: dict[str, Any], *, places: bool = True) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def difference(changes: Iterable[dict[str, Any]]) -> str:
-    """Show changes of resources as unified differences, coloured on a terminal."""
-    lines = [line for change in changes for line in _lines(change)]
+def difference(changes: Iterable[dict[str, Any]], *, new: str = "file") -> str:
+    """Show changes of resources as unified differences, coloured on a terminal.
+
+    `new` says where the new documents come from.
+    """
+    lines = [line for change in changes for line in _lines(change, new)]
     if sys.stdout.isatty():
         lines = [_coloured(line) for line in lines]
     return "\n".join(lines)
 
 
-def _lines(change: dict[str, Any]) -> Iterator[str]:
+def _lines(change: dict[str, Any], new: str) -> Iterator[str]:
     name = f"{change['kind']}/{change['namespace']}/{change['name']}"
     before, after = (
         yaml.safe_dump(document, sort_keys=False).splitlines() if document else []
         for document in (change["before"], change["after"])
     )
-    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"file/{name}", lineterm="")
+    yield from difflib.unified_diff(before, after, f"mesh/{name}", f"{new}/{name}", lineterm="")
 
 
 def _coloured(line: str) -> str:
     colours = {"@": "cyan", "+": "green", "-": "red"}
     return click.style(line, fg=colours[line[0]]) if line[:1] in colours else line
-
-
-def show(answer: object, output: str, text: Callable[[], str]) -> None:
-    """Print an answer as JSON or YAML, or as the text that is made of it for people."""
-    if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(answer)).decode())
-    elif output == "yaml":
-        print(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), end="")
-    else:
-        print(text())
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -39,7 +39,9 @@ class Duration(click.ParamType[int]):
         """Read `45s`; a number is one that was read already."""
         milliseconds = value if isinstance(value, int) else duration_ms(value)
         if milliseconds is None:
-            self.fail(f"{value!r} is not a duration such as 45s, 1m30s or 500ms", param, ctx)
+            self.fail(
+                f"{value!r} is not a duration such as 45s, 1m30s or 500ms, 24h at most", param, ctx
+            )
         return milliseconds
 
 

@@ -9,26 +9,63 @@ Tests: tests/mesh/test_operator.py.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, difference, operator_options, show, table, warn
-from meshfast.errors import ConfigError, Problem
-from meshfast.resources.kinds import KINDS
+from meshfast.cli.operator import OperatorApi, difference, operator_options, table, warn
+from meshfast.cli.output import show
+from meshfast.control.api import BODY_BYTES_MAX
+from meshfast.errors import ConfigError, MeshfastError, Problem
+from meshfast.resources import read_bytes
+from meshfast.resources.kinds import KINDS, Resource
 
 __all__ = ["apply", "delete", "diff", "get"]
 
-KIND = click.Choice(sorted(KINDS), case_sensitive=False)
-FILES = click.option(
-    "-f", "--filename", "files", metavar="FILE", multiple=True, required=True,
-    help="A file of resources, or - for standard input; may be repeated.",
-)  # fmt: skip
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Istio's short names and plurals, as kubectl takes them.
+ALIASES = {
+    "dr": "DestinationRule",
+    "gw": "Gateway",
+    "se": "ServiceEntry",
+    "serviceentries": "ServiceEntry",
+    "vs": "VirtualService",
+    "we": "WorkloadEntry",
+    "workloadentries": "WorkloadEntry",
+    **{f"{kind.lower()}s": kind for kind in KINDS if not kind.endswith("y") or kind == "Gateway"},
+}
+#: A control plane refuses to take away what others refer to, so these go first.
+FIRST_TO_GO = ("VirtualService",)
+#: As of kubectl: 1 is a difference.
+DIFF_FAILED = 2
+
+
+class _Kind(click.Choice[str]):
+    """A kind in any case, or one of `ALIASES`."""
+
+    def __init__(self) -> None:
+        super().__init__(sorted(KINDS), case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(ALIASES.get(str(value).lower(), value), param, ctx)
+
+
+KIND = _Kind()
+
+
+def _files(*, required: bool) -> Callable[[F], F]:
+    return click.option(
+        "-f", "--filename", "files", metavar="FILE", multiple=True, required=required,
+        type=click.Path(dir_okay=False, allow_dash=True),  # which shells complete
+        help="A file of resources, or - for standard input; may be repeated.",
+    )  # fmt: skip
 
 
 @click.command()
-@FILES
+@_files(required=True)
 @operator_options
 def apply(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
     """Apply resources: all of the files, or nothing."""
@@ -38,11 +75,15 @@ def apply(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
 
 
 @click.command()
-@FILES
+@_files(required=True)
 @operator_options
 def diff(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
-    """Show what `apply` would change. Exits with 1 when that is something."""
-    planned = OperatorApi(state_dir).ask("POST", "diff", body=_texts(files))
+    """Show what `apply` would change. Exits with 1 when that is something, with 2 on an error."""
+    try:
+        planned = OperatorApi(state_dir).ask("POST", "diff", body=_texts(files))
+    except MeshfastError as error:
+        print(error, file=sys.stderr)
+        sys.exit(DIFF_FAILED)
     warn(planned)
     changes = [one for one in planned["changes"] if one["action"] != "unchanged"]
     show(planned, output, lambda: difference(changes))
@@ -74,22 +115,75 @@ def get(
 
 
 @click.command()
-@click.argument("kind", type=KIND)
-@click.argument("name")
+@click.argument("kind", type=KIND, required=False)
+@click.argument("name", required=False)
 @click.option("-n", "--namespace", default="default", show_default=True)
+@_files(required=False)
 @operator_options
-def delete(kind: str, name: str, namespace: str, state_dir: Path | None, output: str) -> None:
-    """Remove a resource."""
-    applied = OperatorApi(state_dir).ask("DELETE", "resources", kind, namespace, name)
-    warn(applied)
-    show(applied, output, lambda: _changes(applied))
+def delete(
+    kind: str | None,
+    name: str | None,
+    namespace: str,
+    files: tuple[str, ...],
+    state_dir: Path | None,
+    output: str,
+) -> None:
+    """Remove a resource, or those of files.
+
+    \b
+        meshfast delete vs payment
+        meshfast delete -f canary.yaml
+    """
+    if bool(files) == (kind is not None) or (kind is None) != (name is None):
+        raise click.UsageError("give either KIND and NAME, or -f FILE")
+    api = OperatorApi(state_dir)
+    if kind is not None and name is not None:
+        applied = api.ask("DELETE", "resources", kind, namespace, name)
+        warn(applied)
+        return show(applied, output, lambda: _changes(applied))
+    changes, problems = _delete_all(api, _named(files))
+    if changes:
+        gone = {"changes": changes}
+        show(gone, output, lambda: _changes(gone))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _named(files: tuple[str, ...]) -> list[Resource]:
+    """Read the resources of files. Raises ConfigError with every problem."""
+    readings = [read_bytes(one["text"].encode(), one["file"]) for one in _texts(files)["texts"]]
+    problems = [problem for reading in readings for problem in reading.problems]
+    if problems:
+        raise ConfigError(problems)
+    return [item.resource for reading in readings for item in reading.resources]
+
+
+def _delete_all(
+    api: OperatorApi, resources: list[Resource]
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Remove one after another; what is not there or still needed does not keep the others."""
+    changes: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    for resource in sorted(resources, key=lambda one: one.kind not in FIRST_TO_GO):
+        at = resource.metadata
+        try:
+            applied = api.ask("DELETE", "resources", resource.kind, at.namespace, at.name)
+        except ConfigError as error:
+            problems += error.problems
+        else:
+            warn(applied)
+            changes += applied["changes"]
+    return changes, problems
 
 
 def _texts(files: tuple[str, ...]) -> dict[str, Any]:
     texts, problems = [], []
     for file in files:
         try:
-            data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            data = _read(file)
+            if len(data) > BODY_BYTES_MAX:
+                problems.append(Problem(f"has more than {BODY_BYTES_MAX} bytes", file))
+                continue
             texts.append({"file": file, "text": data.decode()})
         except OSError as error:
             problems.append(Problem(f"cannot be read: {error.strerror}", file))
@@ -98,6 +192,14 @@ def _texts(files: tuple[str, ...]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return {"texts": texts}
+
+
+def _read(file: str) -> bytes:
+    """Read a file, and no more of it than tells that it is too long."""
+    if file == "-":
+        return sys.stdin.buffer.read(BODY_BYTES_MAX + 1)
+    with open(file, "rb") as opened:
+        return opened.read(BODY_BYTES_MAX + 1)
 
 
 def _changes(applied: dict[str, Any]) -> str:

@@ -36,6 +36,6 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **given: Any) -> None:
         meshfast run --service payment --port 8080 --label version=v2 -- python app.py
     """
     plan = make_plan(given, explicit_options(ctx), os.environ, command=command)
-    if given["output"] == "json":
-        return print_plan(plan)
+    if given["output"] != "text":
+        return print_plan(plan, given["output"])
     serve(plan, os.environ)

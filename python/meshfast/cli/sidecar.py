@@ -14,6 +14,7 @@ Tests: tests/core/test_sidecar_cli.py; the running mesh in tests/mesh.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -30,13 +31,15 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import MeshSettings
+from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
+from meshfast.cli.output import show
 from meshfast.cli.proxy import LOG_LEVELS, Duration
 from meshfast.cli.tracing import sampling_ppm, tracing_options
+from meshfast.discovery.messages import LABELS_MAX
 from meshfast.discovery.token import JoinToken, TokenError
-from meshfast.errors import ConfigError
+from meshfast.errors import ConfigError, UsageError
 from meshfast.policy import SlotAllocator
 from meshfast.policy.document import Tracing, encode_document
 from meshfast.policy.sidecar import Sidecar, Upstream, compose
@@ -51,15 +54,17 @@ __all__ = [
     "make_plan",
     "options",
     "print_plan",
+    "remember",
     "serve",
     "settings",
     "sidecar",
 ]
 
-PROTOCOLS = ("http", "http2", "grpc", "tcp")
+PROTOCOLS = ("http", "tcp")
+NOT_YET = ("grpc", "http2")  # protocols of Istio that workers do not speak yet
 WORKERS = 2
 TOKEN_VARIABLE = "MESHFAST_TOKEN"
-MEMBERSHIP, CREDENTIAL = "membership", "credential"
+MEMBERSHIP, CREDENTIAL, INSTANCE = "membership", "credential", "instance"
 PROXY_VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 DIRECT = ("localhost", "127.0.0.1", "::1")
 CONTROL_ACCOUNT = "/ns/meshfast-system/sa/control"
@@ -68,6 +73,21 @@ _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
 _UPSTREAM = re.compile(r"(?P<host>[^=:]+)(?::(?P<port>[0-9]{1,5}))?=(?P<address>.+)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Protocol(click.Choice[str]):
+    """One of `PROTOCOLS`; what is not spoken yet is said to be that."""
+
+    def __init__(self) -> None:
+        """Take the choices."""
+        super().__init__(PROTOCOLS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give the text back as it is."""
+        if value in NOT_YET:
+            known = ", ".join(PROTOCOLS)
+            self.fail(f"{value} is not supported yet; choose from {known}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +114,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     access_log: str
     log_level: str
     proxy_url: str
+    membership: Membership
     zipkin_address: str | None = None
     command: tuple[str, ...] = ()
 
@@ -107,7 +128,7 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
         type=click.IntRange(1, 65535),
         help="Port that callers name; versions on one host share it.  [default: --port]",
     ),
-    click.option("--protocol", type=click.Choice(PROTOCOLS), default="http", show_default=True,
+    click.option("--protocol", type=Protocol(), default="http", show_default=True,
                  help="What the application speaks on its port."),
     click.option("--label", "labels", metavar="KEY=VALUE", multiple=True,
                  help="Label of the workload, as version=v2; may be repeated."),
@@ -136,13 +157,14 @@ OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("-l", "--log-level", type=click.Choice(LOG_LEVELS), default="info",
                  show_default=True, help="What the sidecar says about itself, on stderr."),
     click.option("--instance", metavar="NAME",
-                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT]"),
+                 help="Name that tells sidecars of one user apart.  [default: SERVICE-PORT; among "
+                 "all sidecars with a random end]"),
     click.option("--runtime-dir", type=click.Path(file_okay=False),
                  help="Directory of the lock.  [default: $XDG_RUNTIME_DIR/meshfast]"),
     click.option("--state-dir", type=click.Path(file_okay=False),
                  help="Keys and configuration.  [default: $XDG_STATE_HOME/meshfast/sidecars]"),
-    click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text",
-                 help="json: print the plan, without secrets, and stop."),
+    click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text",
+                 help="json, yaml: print the plan, without secrets, and stop."),
 )  # fmt: skip
 
 
@@ -166,8 +188,8 @@ def sidecar(ctx: click.Context, /, **given: Any) -> None:
         . ~/.local/state/meshfast/sidecars/payment-8080/environment; exec ./payment
     """
     plan = make_plan(given, explicit_options(ctx), os.environ, keeps_credential=True)
-    if given["output"] == "json":
-        return print_plan(plan)
+    if given["output"] != "text":
+        return print_plan(plan, given["output"])
     serve(plan, os.environ)
 
 
@@ -187,13 +209,15 @@ def make_plan(
     token = _token(given["token_file"], environment)
     instance, state = _state(given, token)
     membership = _membership(given, token, state)
-    version = _labels(given["labels"]).get("version")
-    workload = given["workload"] or "-".join(filter(None, [membership.service, version]))
+    labels = _labels(given["labels"])
+    workload = _workload(given["workload"], membership.service, labels.get("version"))
     secret = _credential(state, keeps_credential)
     credential = base64.b64encode(f"{instance}:{secret}".encode())
     outbound, inbound = given["outbound_address"], given["inbound_address"]
     for option, address in (("--outbound-address", outbound), ("--inbound-address", inbound)):
         _check_address(option, address)
+    if given["address"]:
+        _check("--address", given["address"].removeprefix("[").removesuffix("]"), "peer_address")
     zipkin = given["zipkin_address"]
     share = sampling_ppm(zipkin, given["trace_sampling"])
     domain = membership.trust_domain
@@ -201,7 +225,7 @@ def make_plan(
         service=membership.service,
         namespace=membership.namespace,
         workload=workload,
-        labels=_labels(given["labels"]),
+        labels=labels,
         principal=f"spiffe://{domain}/ns/{membership.namespace}/sa/{membership.service_account}",
         app_port=given["port"],
         service_port=given["service_port"] or 0,
@@ -222,7 +246,7 @@ def make_plan(
             control_identity=f"spiffe://{domain}{CONTROL_ACCOUNT}",
             roots=[membership.root],
             trust_domain=domain,
-            instance=_name_among_all(instance),
+            instance=_name_among_all(instance, state, is_given=given["instance"] is not None),
             state_dir=state.path,
             key_storage=given["key_storage"],
             token_id="" if token is None else token.id,
@@ -240,6 +264,7 @@ def make_plan(
         access_log=access_log if access_log == "off" else str(Path(access_log).absolute()),
         log_level=given["log_level"],
         proxy_url=proxy_url,
+        membership=membership,
         zipkin_address=zipkin,
         command=tuple(command),
     )
@@ -249,6 +274,8 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     """Become the supervisor of the sidecar. Raises ConfigError when something is refused."""
     from meshfast import _core
 
+    launch.check_access_log(plan.access_log)
+    remember(plan)
     document = compose(plan.mesh.sidecar, {}, generation=1, allocator=SlotAllocator())
     snapshot_fd = launch.sealed(
         "meshfast-snapshot", _core.Snapshot.build(encode_document(document))
@@ -263,6 +290,18 @@ def serve(plan: Plan, environment: Mapping[str, str]) -> NoReturn:
     os.environ.pop(TOKEN_VARIABLE, None)  # not for the application
     sys.stdout.flush()
     become_supervisor(written, kept)
+
+
+def remember(plan: Plan) -> None:
+    """Keep what a later start needs instead of a token. Raises ConfigError."""
+    state = StateDirectory(plan.mesh.state_dir)
+    with contextlib.suppress(ConfigError):  # of a first start, or damaged
+        if _kept_membership(state).root != plan.membership.root:
+            _forget_the_earlier_mesh(state)
+    try:
+        state.write_now(MEMBERSHIP, msgspec.json.encode(plan.membership))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
 
 
 def settings(
@@ -315,14 +354,14 @@ def settings(
     }
 
 
-def print_plan(plan: Plan) -> None:
-    """Print the plan as JSON, without what must stay secret."""
+def print_plan(plan: Plan, output: str) -> None:
+    """Print the plan as JSON or YAML, without what must stay secret."""
     shown = msgspec.to_builtins(plan)
     for secret in ("token_id", "token_secret", "environment"):
         del shown["mesh"][secret]
-    del shown["proxy_url"]
+    del shown["proxy_url"], shown["membership"]
     shown["explicit"] = sorted(shown["explicit"])
-    print(msgspec.json.format(msgspec.json.encode(shown)).decode())
+    show(shown, output, str)
 
 
 def default_state_dir(environment: Mapping[str, str], uid: int) -> str:
@@ -345,6 +384,8 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
         text = environment.get(TOKEN_VARIABLE, "")
         if path is not None:
             text = Path(path).read_text(encoding="ascii")
+            if not text.strip():
+                raise TokenError("is empty; put a join token there, or leave --token-file out")
         return JoinToken.parse(text) if text else None
     except TokenError as error:
         raise ConfigError(f"{path or TOKEN_VARIABLE}: {error}") from None
@@ -355,14 +396,15 @@ def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None
 def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, StateDirectory]:
     """Name the instance and open its directory."""
     service = given["service"] or (token.service if token is not None else None)
+    if service is not None:
+        _check("--service", service, "label")
     instance = given["instance"]
     if instance is None:
         if service is None:
-            raise ConfigError("give --service, --instance or a join token (--token-file)")
+            raise UsageError("give --service, --instance or a join token (--token-file)")
         instance = f"{service}-{given['port']}"
     base = given["state_dir"] or default_state_dir(os.environ, os.getuid())
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", instance):
-        raise ConfigError("--instance: letters, digits, '.', '_' and '-', not '.' first")
+    _check("--instance", instance, "instance")
     try:
         return instance, StateDirectory(str(Path(base).absolute() / instance))
     except StateError as error:
@@ -372,7 +414,7 @@ def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, Stat
 def _membership(
     given: Mapping[str, Any], token: JoinToken | None, state: StateDirectory
 ) -> Membership:
-    """Take what the token says and keep it, or what was kept; the options have to agree."""
+    """Take what the token says, or what was kept; the options have to agree."""
     if token is not None:
         membership = Membership(
             control=token.control,
@@ -382,10 +424,6 @@ def _membership(
             service_account=token.service_account,
             trust_domain=token.trust_domain,
         )
-        try:
-            state.write_now(MEMBERSHIP, msgspec.json.encode(membership))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
     else:
         membership = _kept_membership(state)
     for option in ("service", "namespace"):
@@ -411,37 +449,78 @@ def _kept_membership(state: StateDirectory) -> Membership:
     )
 
 
+def _forget_the_earlier_mesh(state: StateDirectory) -> None:
+    """Drop an identity that the other control plane does not take, and what belongs to it."""
+    print(
+        "meshfast: the token is of another control plane: what the earlier one has given to "
+        f"{state.path} is dropped, and the sidecar joins again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for name in (IDENTITY, RESOURCES):
+        state.remove(name)
+
+
 def _credential(state: StateDirectory, is_kept: bool) -> str:
     """Make the password of the application's proxy, or take the kept one."""
+    secret = secrets.token_urlsafe(24)
+    return _kept_or_new(state, CREDENTIAL, secret) if is_kept else secret
+
+
+def _kept_or_new(state: StateDirectory, name: str, new: str) -> str:
+    """Give the text that an earlier start has kept, or keep the new one."""
     try:
-        kept = state.read(CREDENTIAL) if is_kept else None
+        kept = state.read(name)
     except StateError:
         kept = None
     if kept is not None:
         return kept.decode("ascii")
-    secret = secrets.token_urlsafe(24)
-    if is_kept:
-        try:
-            state.write_now(CREDENTIAL, secret.encode("ascii"))
-        except OSError as error:
-            raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
-    return secret
+    try:
+        state.write_now(name, new.encode("ascii"))
+    except OSError as error:
+        raise ConfigError(f"--state-dir: {state.path}: {error.strerror}") from None
+    return new
 
 
 def _labels(written: Sequence[str]) -> dict[str, str]:
     labels = {}
     for text in written:
         key, equals, value = text.partition("=")
-        if not equals or not key or len(key) > 253 or len(value) > 63:
-            raise ConfigError(f"--label: expected KEY=VALUE, got {text!r}")
+        if not equals or not key:
+            raise UsageError(f"--label: expected KEY=VALUE, got {text!r}")
+        _check("--label", key, "workload_label_key")
+        _check("--label", value, "workload_label_value")
         labels[key] = value
+    if len(labels) > LABELS_MAX:
+        raise UsageError(f"--label: a workload has {LABELS_MAX} labels at most")
     return labels
+
+
+def _workload(given: str | None, service: str, version: str | None) -> str:
+    """Name the workload. Raises ConfigError for what the control plane would not register."""
+    name = "-".join(filter(None, [service, version])) if given is None else given
+    expected = CHECKS["name"](name)
+    if expected is not None and given is None:
+        raise UsageError(
+            f"--label: the workload would be named {name!r} after its version: expected {expected} "
+            "(give --workload too)"
+        )
+    if expected is not None:
+        raise UsageError(f"--workload: expected {expected}, got {name!r}")
+    return name
+
+
+def _check(option: str, text: str, check: str) -> None:
+    """Refuse a text that the control plane would refuse."""
+    expected = CHECKS[check](text)
+    if expected is not None:
+        raise UsageError(f"{option}: expected {expected}, got {text!r}")
 
 
 def _upstream(text: str) -> Upstream:
     found = _UPSTREAM.fullmatch(text)
     if found is None or CHECKS["host"](found["host"]) is not None:
-        raise ConfigError(f"--upstream: expected NAME[:PORT]=ADDR:PORT, got {text!r}")
+        raise UsageError(f"--upstream: expected NAME[:PORT]=ADDR:PORT, got {text!r}")
     _check_address("--upstream", found["address"])
     port = int(found["port"] or 0)
     return Upstream(service=found["host"], listener=f"outbound/{found['address']}", port=port)
@@ -449,13 +528,19 @@ def _upstream(text: str) -> Upstream:
 
 def _check_address(option: str, address: str) -> None:
     if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > 65535:
-        raise ConfigError(f"{option}: expected IP:PORT, got {address!r}")
+        raise UsageError(f"{option}: expected IP:PORT, got {address!r}")
 
 
-def _name_among_all(instance: str) -> str:
-    """Name this sidecar uniquely: the instance and the host; the same at every start."""
+def _name_among_all(instance: str, state: StateDirectory, *, is_given: bool) -> str:
+    """Name this sidecar among all: the instance and the host, the same at every start.
+
+    A name that nobody gave has a random end, so that two of one service, port and host are two,
+    and nobody can take it beforehand. It is kept as a whole: a host may get another name, but the
+    certificate is for this one.
+    """
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-    return f"{instance}.{host}"[:253]
+    end = "" if is_given else "-" + secrets.token_hex(4)
+    return _kept_or_new(state, INSTANCE, f"{instance}.{host}"[: 253 - len(end)] + end)
 
 
 def _variables(url: str, environment: Mapping[str, str]) -> dict[str, str]:

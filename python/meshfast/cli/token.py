@@ -14,7 +14,8 @@ from typing import Any
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, operator_options, show, table
+from meshfast.cli.operator import OperatorApi, operator_options, table
+from meshfast.cli.output import show
 from meshfast.cli.proxy import Duration
 
 __all__ = ["token"]

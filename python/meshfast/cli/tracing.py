@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from meshfast.errors import ConfigError
+from meshfast.errors import UsageError
 from meshfast.resources.texts import CHECKS, is_address
 
 __all__ = ["DEFAULT_SAMPLING_PPM", "sampling_ppm", "tracing_options"]
@@ -77,11 +77,11 @@ def tracing_options(command: Command) -> Command:
 
 
 def sampling_ppm(zipkin_address: str | None, trace_sampling: int | None) -> int:
-    """Give the share in parts per million. Raises ConfigError for a share of nothing."""
+    """Give the share in parts per million. Raises UsageError for a share of nothing."""
     if trace_sampling is None:
         return DEFAULT_SAMPLING_PPM if zipkin_address is not None else 0
     if zipkin_address is None:
-        raise ConfigError("--trace-sampling: no spans are recorded (give --zipkin-address too)")
+        raise UsageError("--trace-sampling: no spans are recorded (give --zipkin-address too)")
     return trace_sampling
 
 

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import platform
 
-import msgspec
 import rich_click as click
 
 import meshfast
+from meshfast.cli.output import show
 
 __all__ = ["version"]
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text")
 def version(output: str) -> None:
-    """Print the version of meshfast, and with -o json what it runs on."""
-    if output == "text":
-        print(f"meshfast {meshfast.__version__}")
-        return
+    """Print the version of meshfast, and with -o json or yaml what it runs on."""
     facts = {
         "version": meshfast.__version__,
         "python": platform.python_version(),
@@ -29,4 +26,4 @@ def version(output: str) -> None:
         "system": platform.system(),
         "release": platform.release(),
     }
-    print(msgspec.json.format(msgspec.json.encode(facts)).decode())
+    show(facts, output, lambda: f"meshfast {meshfast.__version__}")

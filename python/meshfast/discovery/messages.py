@@ -85,6 +85,8 @@ LABELS_MAX = 64
 PORTS_MAX = 64
 #: An RSA-4096 request with a SPIFFE name has 1.7 KiB; beyond this something is wrong.
 CSR_BYTES_MAX = 8 << 10
+#: A leaf for an RSA-4096 key has 1.2 KiB; a request with both fits a stranger's frame of 16 KiB.
+PREVIOUS_BYTES_MAX = 4 << 10
 CERTIFICATE_BYTES_MAX = 64 << 10
 CERTIFICATES_MAX = 32
 #: The store's limit of a value, four times: a translated resource joins several of them.
@@ -202,9 +204,10 @@ class Nack(_Tagged, frozen=True, tag="nack"):
 class CertificateRequest(_Tagged, frozen=True, tag="certificate_request"):
     """A PKCS #10 request in DER. The key stays where it is. `id` pairs request and response.
 
-    On a stream without a client certificate it is the only message that is taken, with the id and
-    the secret of a join token and the name of the instance that joins. With one it renews for the
-    same identity, and these fields are left out.
+    On a stream without a client certificate it is the only message that is taken, with the name of
+    the instance that joins and either the id and the secret of a join token or, in `previous`, the
+    certificate that it had (DER): one that expired not long ago, for the key of the request. With a
+    client certificate it renews for the same identity, and these fields are left out.
     """
 
     id: Count
@@ -212,6 +215,7 @@ class CertificateRequest(_Tagged, frozen=True, tag="certificate_request"):
     token_id: Text = ""
     token_secret: Text = ""
     instance: Text = ""
+    previous: Annotated[bytes, Meta(max_length=PREVIOUS_BYTES_MAX)] = b""
 
     def __repr__(self) -> str:
         """Render without the secret: a message that is refused may be written to a log."""

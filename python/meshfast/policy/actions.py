@@ -1,7 +1,7 @@
 """What a route does besides choosing a destination: retries, faults, changes of headers.
 
-Defaults that are not written are Istio's: https://istio.io/latest/docs/reference/config/networking/
-virtual-service/ for `HTTPRetry` and `HTTPFaultInjection`.
+Defaults for what is not written are Istio's, from `HTTPRetry` and `HTTPFaultInjection` of its
+`networking/v1/virtual_service.proto`.
 
 Does not do: judging, which `meshfast.resources.relations` has done.
 
@@ -22,8 +22,8 @@ __all__ = ["fault", "header_edits", "retry"]
 BACKOFF_MS = 25
 _DEFAULT_CONDITIONS = ("connect-failure", "refused-stream", "unavailable", "cancelled")
 _PARTS_PER_PERCENT = 10_000  # of a million
-# What a call that is none of gRPC sees of a status of gRPC, in the order of the statuses; as Envoy
-# translates them (https://github.com/googleapis/googleapis, google/rpc/code.proto).
+# What a call that is none of gRPC sees of a status of gRPC, in the order of the statuses: the
+# mapping in `google/rpc/code.proto`, which Envoy follows.
 _HTTP_STATUSES = (
     200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401,
 )  # fmt: skip

@@ -18,7 +18,8 @@ Tests: tests/core/test_canary.py; the command in tests/mesh/test_canary.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Final, NamedTuple, NoReturn
 
 from msgspec.structs import replace
@@ -86,10 +87,13 @@ def find_destination_rule(
     return None
 
 
-def rule_of_versions(service: Service, labels: Iterable[Mapping[str, str]]) -> DestinationRule:
+def rule_of_versions(
+    service: Service, labels: Iterable[Mapping[str, str]], taken: Collection[str] = ()
+) -> DestinationRule:
     """Make a DestinationRule with a subset for each label `version` of the workloads.
 
-    Raises ConfigError when there are not two of them.
+    `taken` are the names of other DestinationRules of the namespace. Raises ConfigError when there
+    are not two versions.
     """
     found = sorted({one[VERSION] for one in labels if VERSION in one})
     if len(found) < 2:
@@ -102,7 +106,7 @@ def rule_of_versions(service: Service, labels: Iterable[Mapping[str, str]]) -> D
     return DestinationRule(
         api_version="networking.istio.io/v1",
         kind="DestinationRule",
-        metadata=kinds.Metadata(name=_object_name(service), namespace=service.namespace),
+        metadata=kinds.Metadata(name=_free_name(service, taken), namespace=service.namespace),
         spec=kinds.DestinationRuleSpec(
             host=service.host,
             subsets=tuple(
@@ -118,10 +122,12 @@ def set_shares(
     subsets: DestinationRule,
     service: Service,
     shares: Mapping[str, int],
+    taken: Collection[str] = (),
 ) -> VirtualService:
     """Give subsets their shares in per cent; the first one is the canary.
 
-    Without a rule, one is made. Raises ConfigError when a subset is not in the DestinationRule, or
+    Without a rule, one is made, and not called as any other of the namespace, which are `taken`.
+    Raises ConfigError when a subset is not in the DestinationRule, or
     no route can be edited.
     """
     _check_shares(subsets, shares)
@@ -131,7 +137,7 @@ def set_shares(
         rule = VirtualService(
             api_version="networking.istio.io/v1",
             kind="VirtualService",
-            metadata=kinds.Metadata(name=_object_name(service), namespace=service.namespace),
+            metadata=kinds.Metadata(name=_free_name(service, taken), namespace=service.namespace),
             spec=kinds.VirtualServiceSpec(hosts=(service.host,), http=(HTTPRoute(route=(plain,)),)),
         )
     canary = next(iter(shares))
@@ -291,8 +297,11 @@ def _subset(item: kinds.HTTPRouteDestination) -> str:
     return item.destination.subset
 
 
-def _object_name(service: Service) -> str:
-    return service.host.partition(".")[0].lower()
+def _free_name(service: Service, taken: Collection[str]) -> str:
+    name = service.host.partition(".")[0].lower()
+    others = (f"{name}-canary-{at}" for at in count(2))
+    names = chain((name, f"{name}-canary"), others)
+    return next(one for one in names if one not in taken)
 
 
 def _name(resource: VirtualService | DestinationRule) -> str:

@@ -286,8 +286,10 @@ class Tracing(_Part, frozen=True, kw_only=True):
     sampling_parts_per_million: int
 
 
-class Document(_Part, frozen=True, kw_only=True):
+class Document(_WithAbsent, frozen=True, kw_only=True):
     """Everything that workers need to know of one generation."""
+
+    absent = ("tracing",)
 
     version: int = VERSION
     generation: int
@@ -295,7 +297,7 @@ class Document(_Part, frozen=True, kw_only=True):
     listeners: tuple[Listener, ...]
     clusters: tuple[Cluster, ...]
     access_log_disabled: bool = False
-    tracing: Tracing | None = None
+    tracing: Tracing | UnsetType | None = UNSET
 
 
 def encode_document(document: Document) -> bytes:

@@ -36,6 +36,7 @@ GRPC_STATUSES = (
     "UNAUTHENTICATED",
 )
 
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)  # RFC 1123, section 2.1
 _HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 _HOST_CHARS_MAX = 253  # RFC 1035, section 2.3.4, without the length bytes
@@ -46,6 +47,8 @@ _FIELD_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,256}", re.ASCII)
 _FIELD_VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?", re.ASCII)  # RFC 9110, section 5.5, in ASCII
 _FIELD_VALUE_CHARS_MAX = 4096
 _NAME_CHARS_MAX = 64  # of a name that is compared with others
+# Kubernetes, "Labels and Selectors": a name or value, and before a name's slash a DNS subdomain.
+_WORKLOAD_LABEL = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)", re.ASCII)
 _DURATION_CHARS_MAX = 32
 _UNIT_MS = {
@@ -155,6 +158,22 @@ def _host_pattern(text: str) -> str | None:
     return "a host name, *.SUFFIX or *, without a port"
 
 
+def _host_port(text: str) -> str | None:
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    is_right = is_address(host[1:-1]) and ":" in host if bracketed else _is_host(host)
+    if is_right and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
+        return None
+    return "HOST:PORT or [IP6]:PORT"
+
+
+def _instance(text: str) -> str | None:
+    """Judge a part of a key: no slash, and short enough for one beside a namespace of 63."""
+    if _INSTANCE.fullmatch(text):
+        return None
+    return "at most 253 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+
+
 def _interval(text: str) -> str | None:
     return None if duration_ms(text) else "a duration such as 25ms, 1s or 1m30s (1ms to 24h)"
 
@@ -171,12 +190,39 @@ def _name(text: str) -> str | None:
     return "a name of lower-case letters, digits, and inner hyphens and dots"
 
 
+def _peer_address(text: str) -> str | None:
+    """Judge where a workload says that others reach it; loopback is right for a mesh of one host.
+
+    169.254.0.0/16 and fe80::/10 differ from link to link (RFC 3927, RFC 4291 2.5.6), and cloud
+    hosts have their metadata there.
+    """
+    if is_address(text):
+        ip = ipaddress.ip_address(text)
+        is_one_host = not (ip.is_unspecified or ip.is_multicast or ip.is_link_local)
+        if is_one_host and text != "255.255.255.255":
+            return None
+    return "an IP address at which others reach this host, without a port"
+
+
 def _server_host(text: str) -> str | None:
     namespace, slash, host = text.rpartition("/")
     scoped = not slash or namespace in ("*", ".") or _LABEL.fullmatch(namespace)
     if scoped and _is_host_pattern(host):
         return None
     return "HOST or NAMESPACE/HOST, where HOST is a host name, *.SUFFIX or *"
+
+
+def _workload_label_key(text: str) -> str | None:
+    prefix, slash, name = text.rpartition("/")
+    if _WORKLOAD_LABEL.fullmatch(name) and (not slash or _name(prefix) is None):
+        return None
+    return "at most 63 letters, digits and inner '-', '_' and '.', after an optional DNS-NAME/"
+
+
+def _workload_label_value(text: str) -> str | None:
+    if not text or _WORKLOAD_LABEL.fullmatch(text):
+        return None
+    return "nothing, or at most 63 letters, digits and inner '-', '_' and '.'"
 
 
 CHECKS: dict[str, Callable[[str], str | None]] = {
@@ -189,8 +235,13 @@ CHECKS: dict[str, Callable[[str], str | None]] = {
     "header_name": _header_name,
     "host": _host,
     "host_pattern": _host_pattern,
+    "host_port": _host_port,
+    "instance": _instance,
     "interval": _interval,
     "label": _label,
     "name": _name,
+    "peer_address": _peer_address,
     "server_host": _server_host,
+    "workload_label_key": _workload_label_key,
+    "workload_label_value": _workload_label_value,
 }

@@ -5,7 +5,8 @@
     --state-fd N      take over from the image before (hot restart)
     --check --state-fd N   tell by the exit code whether this image could take over; change nothing
 
-Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong command line.
+Exit codes: the application's, or 0 when there is none and it stopped as asked; 1 could not start or
+go on, 2 wrong command line.
 
 Tests: tests/supervisor/test_boot.py.
 """

@@ -68,6 +68,7 @@ class AgentPost:
         self._handlers: dict[str, Handler] = {
             "ready": self._on_ready,
             "bind": self._on_bind,
+            "hopeless": self._on_hopeless,
             "identity": self._on_identity,
             "meshed": self._on_meshed,
             "snapshot": self._on_snapshot,
@@ -198,6 +199,12 @@ class AgentPost:
         if serial is not None:
             self.holdings.replace_identity(serial, fds[0])
             self.fleet.broadcast({"type": "identity", "serial": serial}, fds[0])
+
+    def _on_hopeless(self, _agent: Child, message: dict[str, Any], fds: list[int]) -> None:
+        """Give a start up that cannot succeed; what was in the mesh before goes on."""
+        channel.close_all(fds)
+        if not self.holdings.is_meshed:
+            self.failure = str(message.get("reason"))
 
     def _on_meshed(self, _agent: Child, _message: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

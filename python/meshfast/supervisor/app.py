@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["App"]
+__all__ = ["KILLED_BASE", "App"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -25,7 +25,7 @@ from time import monotonic
 
 from meshfast.supervisor import lock, signals
 from meshfast.supervisor.agent_post import STOP_S_MAX, AgentPost
-from meshfast.supervisor.app import App
+from meshfast.supervisor.app import KILLED_BASE, App
 from meshfast.supervisor.fleet import Fleet
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.hot_restart import HotRestart, State
@@ -66,14 +66,15 @@ class Supervisor:
         self.app = App(holdings)
         self.hot_restart = HotRestart(holdings, self.fleet, self.agent_post, self.app)
         self.phase = BOOTING
-        self.exit_code = 0
+        self._failed = False
+        self._stopped_by = 0  # the first signal that asked for it
         self._step_until: float | None = None  # the end of withdrawing or quieting
         self._signal_pipe = signals.install()
         self._on_signal: dict[int, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
             signal.SIGHUP: lambda: self.agent_post.send({"type": "reload"}),
-            signal.SIGINT: self._stop,
-            signal.SIGTERM: self._stop,
+            signal.SIGINT: lambda: self._stop(signal.SIGINT),
+            signal.SIGTERM: lambda: self._stop(signal.SIGTERM),
             signal.SIGUSR1: lambda: self.agent_post.send({"type": "reopen"}),
             signal.SIGUSR2: self._request_hot_restart,
         }
@@ -100,7 +101,19 @@ class Supervisor:
         self.holdings.close_listeners_of("worker")
         self.holdings.close_listeners_of("agent")
         lock.release(self.holdings.lock_fd)
-        return self.exit_code
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        """Give 1 after a failure, else the application's code; one that never ran got our signal.
+
+        128 + n as in a shell (POSIX, XCU 2.8.2). Without an application, 0.
+        """
+        if self._failed:
+            return 1
+        if self.app.exit_code is not None:
+            return self.app.exit_code
+        is_left_out = self.holdings.settings.app is not None and self._stopped_by
+        return KILLED_BASE + self._stopped_by if is_left_out else 0
 
     def _settle(self) -> bool:
         """Do what the state asks for; False when nothing is left to do."""
@@ -137,7 +150,6 @@ class Supervisor:
             self._step_until = None
             self.app.stop(now, self.holdings.settings.drain_ms / 1000)
         if self.phase in KEPT_UP and self.app.exit_code is not None:
-            self.exit_code = self.app.exit_code
             self._drain(now)
 
     def _begin_serving(self) -> None:
@@ -152,14 +164,15 @@ class Supervisor:
         failure = self.fleet.failure or self.agent_post.failure
         if failure and self.phase in KEPT_UP:
             say(f"stopping: {failure}")
-            self.exit_code = 1
+            self._failed = True
             self.phase = STOPPING
             self.fleet.kill()
             self.agent_post.stop(monotonic())
             self.app.stop(monotonic(), STOP_S_MAX)
 
-    def _stop(self) -> None:
+    def _stop(self, number: int) -> None:
         """Withdraw or drain; kill what is left when asked again."""
+        self._stopped_by = self._stopped_by or number
         if self.phase in (WITHDRAWING, QUIETING, LEAVING, DRAINING, STOPPING):
             say("stopping at once")
             self.phase = STOPPING

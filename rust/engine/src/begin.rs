@@ -1,8 +1,8 @@
 //! The life of an exchange apart from its bytes: begin, route, resolve, finish, fail.
 //!
 //! A request passes these steps in this order: what HTTP answers itself, the route and its faults,
-//! the destination, the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`], which write one
-//! access record and give everything back.
+//! the destination, the dial. Every end goes through [`Worker::finish`] or [`Worker::fail_with`],
+//! which write one access record and give everything back.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;

@@ -394,7 +394,11 @@ impl Worker {
                 if exchange.stage == Stage::Tunnel || is_on_leg {
                     upstream.session.finish_writing = true;
                 }
+                let is_timed = exchange.stage == Stage::AwaitingHead && exchange.further.is_some();
                 self.dirty(Key::Upstream(upstream_id));
+                if is_timed {
+                    self.time_try(exchange_id);
+                }
                 self.finish_if_complete(exchange_id);
                 return true;
             }

@@ -130,6 +130,13 @@ impl Stream {
         }
     }
 
+    /// Acknowledges what has come, for a peer that sends no more before it knows of it.
+    pub(crate) fn acknowledge(&self) {
+        if let Self::Tcp(stream) = self {
+            os::acknowledge(stream.as_fd());
+        }
+    }
+
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         match self {

@@ -143,6 +143,11 @@ impl Worker {
             exchange.tried.extend(slot);
         }
         exchange.responding.head_bytes = 0;
+        // The pool's mistake is none of the tries that were asked for.
+        exchange.passed_over = exchange.passed_over.saturating_add(u8::from(is_stale));
+        if let Some(further) = &mut exchange.further {
+            further.try_until_ms = 0;
+        }
         self.stop_counting(exchange_id);
         if let Some(slot) = slot {
             self.exchanges[exchange_id].further().counted = Some(slot);
@@ -243,7 +248,8 @@ impl Worker {
         self.answer_as(exchange_id, status, grpc_status, "FI", "fault_filter_abort");
     }
 
-    /// The time of a try begins.
+    /// The time of a try begins: the endpoint is connected and the caller has sent everything, as in
+    /// Envoy. Until then a try is bounded by the connect timeout and by the caller's own pace.
     pub(crate) fn time_try(&mut self, exchange_id: usize) {
         let now_ms = self.clock.now_ms();
         if let Some(further) = &mut self.exchanges[exchange_id].further
@@ -304,7 +310,7 @@ impl Exchange {
         match route {
             Some((route, _)) => route.retry(),
             None if self.caller.is_some() => Retry::inbound(),
-            None => Retry::outbound(),
+            None => Retry::never(),
         }
     }
 

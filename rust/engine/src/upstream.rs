@@ -33,6 +33,10 @@ const EVICTED_AT_ONCE: usize = 16;
 /// How long an idle connection may have been idle to still carry a method that is not safe.
 const JUST_USED_MS: u64 = 200;
 
+/// A reused connection that closes so soon after a request had been idle for too long: the two met on
+/// the way. One that closes later was at work on the request.
+const STALE_MS: u64 = 200;
+
 /// For destinations outside every cluster: Linkerd's pool idle time.
 const IDLE_TIMEOUT_MS: u64 = 3_000;
 
@@ -146,9 +150,6 @@ impl Worker {
         let exchange = &mut self.exchanges[exchange_id];
         exchange.tries += 1;
         exchange.stage = Stage::Connecting;
-        if exchange.further.is_some() {
-            self.time_try(exchange_id);
-        }
         if let Some(slot) = slot {
             self.share.endpoints.request_started(slot);
             self.exchanges[exchange_id].active_slot = Some(slot);
@@ -446,6 +447,9 @@ impl Worker {
                 if has_further {
                     self.send_kept_body(exchange_id, upstream_id);
                 }
+                if has_further && ended {
+                    self.time_try(exchange_id);
+                }
                 self.pump_request(exchange_id);
             }
             Carries::Connect => {
@@ -585,13 +589,15 @@ impl Worker {
 
     /// The upstream closed before a whole response head.
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
+        let sent_us = self.exchanges[exchange_id].sent_us;
+        let is_early = self.clock.now_us().saturating_sub(sent_us) <= STALE_MS * 1_000;
         let upstream = &self.upstreams[upstream_id];
         let (failure, outcome) = if upstream.was_refused {
             (Failure::StreamRefused, Outcome::Refused)
         } else {
             let outcome = Outcome::Reset {
                 is_sent: !upstream.is_unsent,
-                is_stale: upstream.has_served && !upstream.is_answering,
+                is_stale: upstream.has_served && !upstream.is_answering && is_early,
             };
             (Failure::UpstreamReset, outcome)
         };
@@ -661,6 +667,12 @@ impl Worker {
         self.write_final_head(exchange_id, upstream_id, framing, keep_alive);
         let exchange = &mut self.exchanges[exchange_id];
         let upstream = &self.upstreams[upstream_id];
+        let is_bodyless = matches!(upstream.head.framing, Framing::None | Framing::Length(0));
+        if upstream.session.input.is_empty() && !is_bodyless {
+            // An origin that writes head and body apart, with Nagle's algorithm on, sends the body when
+            // the head is acknowledged, which the kernel does up to 40 ms late on a pooled connection.
+            upstream.session.stream.acknowledge();
+        }
         let decoder = BodyDecoder::new(upstream.head.framing, &self.limits);
         let half = Half::new(decoder, BodyEncoder::new(framing));
         exchange.responding = Half {

@@ -153,19 +153,14 @@ impl Retry {
         }
     }
 
-    /// The policy of calls outside every route.
-    #[must_use]
-    pub fn outbound() -> &'static Self {
-        &DEFAULT
-    }
-
     /// The policy of calls from the mesh to the application here.
     #[must_use]
     pub fn inbound() -> &'static Self {
         &INBOUND
     }
 
-    /// The policy of a route with a fault: what was asked for is what the caller sees.
+    /// The policy of a route with a fault, whose caller sees what was asked for, and of calls outside every
+    /// route.
     #[must_use]
     pub fn never() -> &'static Self {
         &NEVER
@@ -192,20 +187,19 @@ impl Retry {
         random: &mut Random,
     ) -> Decision {
         let may_repeat = one.is_replayable && (one.is_idempotent || one.outcome.is_unseen());
-        if self.attempts == 0 || !may_repeat {
+        if !may_repeat {
             return Decision::No;
         }
-        let is_stale = matches!(one.outcome, Outcome::Reset { is_stale: true, .. });
-        if !is_stale && !self.asks_for_another(one.outcome) {
+        // The pool's own mistake, mended whatever the policy says. It happens once a request: what
+        // follows gets a fresh connection.
+        if matches!(one.outcome, Outcome::Reset { is_stale: true, .. }) {
+            return Decision::Again { after_ms: 0 };
+        }
+        if self.attempts == 0 || !self.asks_for_another(one.outcome) {
             return Decision::No;
         }
         if one.number > self.attempts {
             return Decision::UsedUp;
-        }
-        // The pool's own mistake: it says nothing of the cluster's health, and happens once a
-        // connection at most.
-        if is_stale {
-            return Decision::Again { after_ms: 0 };
         }
         if !in_flight().has_room() {
             return Decision::OverBudget;
@@ -471,7 +465,8 @@ mod tests {
         };
         let decision = policy(&[]).decide(first(STALE, true), full, &mut Random::new(1));
         assert_eq!(decision, Decision::Again { after_ms: 0 });
-        assert!(!goes_on(Retry::never(), first(STALE, true)));
+        assert!(goes_on(Retry::never(), first(STALE, true)));
+        assert!(!goes_on(Retry::never(), first(STALE, false)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 """A control plane for tests: real TLS, real sessions, no store. A thread for each connection.
 
 Resources are set by `put` and `remove`; what sidecars said is in `said`, in order. `stop` and
-`start` are an outage: resources and revision survive it, streams do not.
+`start` are an outage: resources and revision survive it, streams do not. The token is good for
+`uses` joins, each a key of an instance, and a certificate that has expired is renewed for its key.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshfast.discovery import (
     TYPES,
@@ -57,6 +60,10 @@ class ControlPlane:
     ) -> None:
         self.authority = authority
         self.ttl_s = ttl_s
+        self.uses = 1
+        self.joined: list[tuple[bytes, str]] = []  # public key and instance of every use
+        self.loses = 0  # so many answers to a join do not arrive
+        self.forgets = False  # it has no record of any certificate
         self.refusal = ""  # what every request for a certificate is answered with
         self.given_names: list[str] | None = None  # names in certificates, if not those asked for
         self.heartbeat_ms = 10_000
@@ -147,16 +154,34 @@ class ControlPlane:
             framer.receive(self._receive(tls))
         self.said.append(message)
         assert isinstance(message, CertificateRequest)
-        if (message.token_id, message.token_secret) != ("token-1", SECRET):
-            answer = CertificateResponse(message.id, refusal="the token is not known")
-        else:
-            answer = self._certify(message)
+        answer = self._certify(message, self._join_problem(message))
+        if self.loses:
+            self.loses -= 1
+            return
         tls.settimeout(5)
         tls.sendall(framer.encode(answer) + framer.encode(Goodbye("drain")))
 
-    def _certify(self, request: CertificateRequest) -> CertificateResponse:
-        if self.refusal:
-            return CertificateResponse(request.id, refusal=self.refusal)
+    def _join_problem(self, request: CertificateRequest) -> str:
+        key = x509.load_der_x509_csr(request.csr).public_key()
+        if request.previous:
+            leaf = x509.load_der_x509_certificate(request.previous)
+            leaf.verify_directly_issued_by(self.authority.certificate)
+            if self.forgets:
+                return "unknown: the certificate is not on record"
+            return "" if leaf.public_key() == key else "key_owner: another key"
+        if (request.token_id, request.token_secret) != ("token-1", SECRET):
+            return "the token is not known"
+        encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        use = (encoded, request.instance)
+        if use not in self.joined and not self.refusal:
+            if len(self.joined) == self.uses:
+                return "token_used: the token is used up"
+            self.joined.append(use)
+        return ""
+
+    def _certify(self, request: CertificateRequest, problem: str = "") -> CertificateResponse:
+        if problem or self.refusal:
+            return CertificateResponse(request.id, refusal=problem or self.refusal)
         leaf = self.authority.sign(request.csr, self.ttl_s, self.given_names)
         return CertificateResponse(request.id, [leaf], [self.authority.root])
 

@@ -37,6 +37,10 @@ def test_a_token_is_made_listed_and_revoked(api: Api) -> None:
     assert message(api.ask("DELETE", "/v1/tokens/none")) == (404, "there is no token 'none'")
 
 
+def test_a_slash_too_many_is_not_answered_by_a_redirection(api: Api) -> None:
+    assert message(api.ask("DELETE", "/v1/tokens/"))[0] == 404
+
+
 def test_files_are_applied_together_read_and_removed(api: Api) -> None:
     status, applied = api.ask("PUT", "/v1/resources", texts(("a", RULE), ("b", ENTRY)))
     assert status == 200
@@ -58,6 +62,15 @@ def test_one_bad_file_keeps_all_out_with_the_problems_of_each(api: Api) -> None:
     first = refused["problems"][0]
     assert (first["file"], first["line"], first["column"]) == ("a.yaml", 8, 16)
     assert names(api) == []
+
+
+def test_what_is_not_at_its_expected_revision_is_a_conflict(api: Api) -> None:
+    expected = [{"kind": "ServiceEntry", "namespace": "default", "name": "api"}]
+    body = texts(("a", ENTRY)) | {"expected": expected}
+    assert api.ask("PUT", "/v1/resources", body)[0] == 200
+    for method, path in (("PUT", "/v1/resources"), ("POST", "/v1/diff")):
+        said = message(api.ask(method, path, body))
+        assert said == (409, "ServiceEntry default/api was changed meanwhile")
 
 
 def test_a_difference_changes_nothing(api: Api) -> None:

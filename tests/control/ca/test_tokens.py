@@ -41,8 +41,8 @@ def tokens(store: SqliteStore, clock: Clock) -> JoinTokens:
 def use(tokens: JoinTokens, store: SqliteStore, id: str, secret: str) -> Claim:
     """Check a token and count it, as joining does."""
     redemption = tokens.check(id, secret)
-    store.transact(Transaction((redemption.write,), (redemption.condition,)))
-    return redemption.claim
+    store.transact(Transaction(redemption.writes, (redemption.condition,)))
+    return tokens.claim(id, secret)
 
 
 def refusal(tokens: JoinTokens, id: str, secret: str) -> Refusal:
@@ -72,9 +72,9 @@ def test_a_replayed_token_is_never_accepted(tokens: JoinTokens, store: SqliteSto
 def test_two_that_look_at_once_cannot_both_use_it(tokens: JoinTokens, store: SqliteStore) -> None:
     record, secret = tokens.create(CLAIM, uses=1, ttl_s=60)
     first, second = tokens.check(record.id, secret), tokens.check(record.id, secret)
-    store.transact(Transaction((first.write,), (first.condition,)))
+    store.transact(Transaction(first.writes, (first.condition,)))
     with pytest.raises(ConflictError):
-        store.transact(Transaction((second.write,), (second.condition,)))
+        store.transact(Transaction(second.writes, (second.condition,)))
 
 
 def test_a_token_ends_at_its_time(tokens: JoinTokens, clock: Clock) -> None:

@@ -29,7 +29,7 @@ def delete(store: SqliteStore, key: str) -> None:
 
 
 def register(store: SqliteStore, at: int) -> str:
-    key = workload_key("default", f"p{at}")
+    key = workload_key("default", "payment", f"p{at}")
     put(store, key, workload(at=at))
     return key
 
@@ -75,7 +75,7 @@ def test_what_no_sidecar_sees_is_no_change(store: SqliteStore) -> None:
 def test_workloads_are_in_the_order_of_their_first_registration(store: SqliteStore) -> None:
     for at in (3, 1, 2):
         register(store, at)
-    put(store, workload_key("default", "p3"), workload(at=3, healthy=True))
+    put(store, workload_key("default", "payment", "p3"), workload(at=3, healthy=True))
     mesh = Mesh(store)
     assert addresses(mesh) == ["10.0.0.3:15006", "10.0.0.1:15006", "10.0.0.2:15006"]
     mesh.close()
@@ -83,7 +83,7 @@ def test_workloads_are_in_the_order_of_their_first_registration(store: SqliteSto
 
 def test_workloads_of_a_revoked_identity_are_not_in_it(store: SqliteStore) -> None:
     register(store, 1)
-    put(store, workload_key("default", "o1"), workload("order", at=2))
+    put(store, workload_key("default", "order", "o1"), workload("order", at=2))
     mesh = Mesh(store)
     put(store, revoked_key("default", "payment"), {})
     assert mesh.poll()
@@ -99,7 +99,7 @@ def test_workloads_of_a_revoked_identity_are_not_in_it(store: SqliteStore) -> No
 def test_behind_a_compaction_everything_is_read_again(store: SqliteStore) -> None:
     register(store, 1)
     mesh = Mesh(store)
-    delete(store, workload_key("default", "p1"))
+    delete(store, workload_key("default", "payment", "p1"))
     for at in range(2, 7):
         register(store, at)
     store.compact(store.revision())
@@ -108,4 +108,40 @@ def test_behind_a_compaction_everything_is_read_again(store: SqliteStore) -> Non
     register(store, 9)
     assert mesh.poll()
     assert len(addresses(mesh)) == 6
+    mesh.close()
+
+
+def test_an_entry_that_cannot_be_read_hides_no_other_one(
+    store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    [loaded] = resources(entry())
+    mesh = Mesh(store)
+    good, bad = (resource_key("ServiceEntry", "default", name) for name in ("api", "bad"))
+    for key, value in ((bad, b"{]"), (workload_key("default", "payment", "p0"), b"{]")):
+        store.transact(Transaction((Put(key, value),)))
+    put(store, good, loaded.resource)
+    register(store, 1)
+    assert mesh.poll()
+    for found in (mesh, Mesh(store)):
+        assert list(found.resources) == [good]
+        assert addresses(found) == ["10.0.0.1:15006"]
+        found.close()
+    assert caplog.text.count(f"{bad} is not served") == 2
+
+
+def test_an_entry_that_cannot_be_read_any_more_stays_what_it_was(store: SqliteStore) -> None:
+    [loaded] = resources(entry())
+    key = resource_key("ServiceEntry", "default", "api")
+    put(store, key, loaded.resource)
+    mesh = Mesh(store)
+    store.transact(Transaction((Put(key, b"{]"),)))
+    for at in range(3):
+        register(store, at)
+    store.compact(store.revision())
+    assert mesh.poll()
+    assert mesh.readings == 2
+    assert mesh.resources[key].loaded.resource == loaded.resource
+    delete(store, key)
+    assert mesh.poll()
+    assert mesh.resources == {}
     mesh.close()

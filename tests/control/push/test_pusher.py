@@ -70,7 +70,7 @@ async def pushing(
 
 def register(store: SqliteStore, at: int) -> None:
     value = msgspec.json.encode(workload(at=at))
-    store.transact(Transaction((Put(workload_key("default", f"p{at}"), value),)))
+    store.transact(Transaction((Put(workload_key("default", "payment", f"p{at}"), value),)))
 
 
 async def until(condition: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from meshfast.control.registry import Registry, WorkloadRecord, workload_key
-from meshfast.control.registry.registry import TakenError
-from meshfast.control.store import SqliteStore
+from meshfast.control.registry.registry import ENDPOINTS_MAX, ShareError, decode
+from meshfast.control.store import FullError, SqliteStore
 from meshfast.discovery import Port
 
 GRACE_MS = 10_000
@@ -127,27 +127,110 @@ def test_a_stream_that_was_replaced_can_take_nothing_away(world: World) -> None:
     old, new = object(), object()
     register(world, old, record())
     register(world, new, record())
-    asyncio.run(world.registry.deregister(old, "default", "p1"))
+    asyncio.run(world.registry.deregister(old, record().key))
     world.registry.release(old)
     world.passes(60_000)
     assert world.instances() == ["p1"]
-    asyncio.run(world.registry.deregister(new, "default", "p1"))
+    asyncio.run(world.registry.deregister(new, record().key))
     assert world.instances() == []
-    asyncio.run(world.registry.deregister(new, "default", "p1"))
+    asyncio.run(world.registry.deregister(new, record().key))
 
 
-def test_a_key_is_one_identity_s(world: World) -> None:
+def test_an_instance_of_another_identity_is_another_one(world: World) -> None:
     mine, other = object(), object()
     register(world, mine, record())
-    with pytest.raises(TakenError):
-        register(world, other, record(account="order"))
-    world.registry.release(other)
+    register(world, other, record(account="order"))
+    assert world.instances() == ["p1", "p1"]
+    asyncio.run(world.registry.deregister(other, record(account="order").key))
+    assert [entry.key for entry in world.store.scan("/workloads/").entries] == [record().key]
+
+
+def test_an_identity_has_its_share_of_endpoints(world: World) -> None:
+    ports = tuple(Port(number) for number in range(1, 65))
+    for number in range(ENDPOINTS_MAX // len(ports)):
+        register(world, object(), record(f"p{number:02}", ports=ports))
+    for more in (record("more"), record("more", ports=ports)):
+        with pytest.raises(ShareError, match="sa/payment has 1024 endpoints"):
+            register(world, object(), more)
+    register(world, object(), record("p00", ports=ports, healthy=True))
+    register(world, object(), record("o1", account="order", ports=ports))
+    world.restart().adopt()
+    with pytest.raises(ShareError):
+        register(world, object(), record("more"))
+    stream = object()
+    register(world, stream, record("p00", ports=ports))
+    asyncio.run(world.registry.deregister(stream, record("p00").key))
+    register(world, object(), record("more"))
+
+
+def test_what_was_lost_is_not_said_again_over_something_newer(world: World) -> None:
+    old, new = object(), object()
+    register(world, old, record())
+    world.passes(GRACE_MS + 1_000, keeping_alive=False)
+    [(stream, lost)] = world.registry.keep_alive()
+
+    async def newer_first() -> None:
+        await asyncio.gather(
+            world.registry.register(new, record(healthy=True)),
+            world.registry.register_again(stream, lost),
+        )
+
+    asyncio.run(newer_first())
+    [entry] = world.store.scan("/workloads/").entries
+    assert decode(entry) == record(healthy=True)
+
+
+def test_what_was_lost_is_not_said_again_over_a_removal(world: World) -> None:
+    stream = object()
+    register(world, stream, record())
+
+    async def gone_first() -> None:
+        await asyncio.gather(
+            world.registry.deregister(stream, record().key),
+            world.registry.register_again(stream, record()),
+        )
+
+    asyncio.run(gone_first())
+    assert world.instances() == []
+
+
+def test_a_registration_that_waited_for_a_removal_is_there_and_kept_alive(world: World) -> None:
+    old, new, newest = object(), object(), object()
+    register(world, old, record())
+
+    async def all_at_once() -> None:
+        await asyncio.gather(
+            world.registry.deregister(old, record().key),
+            world.registry.register(new, record()),
+            world.registry.register(newest, record(healthy=True)),
+        )
+
+    asyncio.run(all_at_once())
+    world.registry.release(new)
     world.passes(60_000)
     assert world.instances() == ["p1"]
-    world.registry.release(mine)
+    world.registry.release(newest)
     world.passes(GRACE_MS + 1_000)
-    register(world, other, record(account="order"))
+    assert world.instances() == []
+
+
+def test_a_removal_that_fails_leaves_the_workload_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = object()
+    register(world, stream, record())
+
+    def fails(_: object) -> None:
+        raise FullError("the disk is full")
+
+    monkeypatch.setattr(world.store, "transact", fails)
+    with pytest.raises(FullError):
+        asyncio.run(world.registry.deregister(stream, record().key))
+    monkeypatch.undo()
+    world.passes(60_000)
     assert world.instances() == ["p1"]
+    asyncio.run(world.registry.deregister(stream, record().key))
+    assert world.instances() == []
 
 
 def test_after_a_start_workloads_are_held_and_then_go_one_by_one(world: World) -> None:
@@ -178,14 +261,6 @@ def test_one_that_comes_back_after_a_start_changes_nothing(world: World) -> None
     assert world.instances() == ["p1"]
 
 
-def test_adoption_does_not_let_another_identity_in(world: World) -> None:
-    register(world, object(), record())
-    world.restart().adopt()
-    with pytest.raises(TakenError):
-        register(world, object(), record(account="order"))
-    assert world.instances() == ["p1"]
-
-
 def test_what_was_lost_while_nobody_kept_it_alive_is_named(world: World) -> None:
     stream = object()
     register(world, stream, record())
@@ -206,5 +281,5 @@ def test_many_at_once_are_all_written(world: World) -> None:
     assert len(world.instances()) == 100
 
 
-def test_keys_are_named_by_namespace_and_instance() -> None:
-    assert workload_key("shop", "p1") == "/workloads/shop/p1"
+def test_keys_are_named_by_identity_and_instance() -> None:
+    assert workload_key("shop", "sa", "p1") == "/workloads/shop/sa/p1"

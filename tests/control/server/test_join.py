@@ -2,21 +2,26 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
 from meshfast.control.ca import CertificateAuthority
+from meshfast.control.store import Delete, Transaction
 from meshfast.discovery import (
     CertificateRequest,
     CertificateResponse,
+    ClientSession,
     Code,
     Goodbye,
     Heartbeat,
     Hello,
     JoinToken,
+    Message,
     Node,
     Registration,
     Subscribe,
@@ -44,6 +49,22 @@ def name(uri: str) -> x509.UniformResourceIdentifier:
 def names(certificate: x509.Certificate) -> list[x509.GeneralName]:
     san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     return list(san.value)
+
+
+def issued(plane: Plane) -> list[str]:
+    """Serials on record, oldest first."""
+    entries = plane.control._store.scan("/issued/").entries
+    return [one.key.rpartition("/")[2] for one in sorted(entries, key=lambda one: one.created)]
+
+
+def has_received(sidecar: Sidecar, count: int) -> bool:
+    """Tell whether so many messages have come."""
+    return len(sidecar.received) == count
+
+
+def refusal_of(message: object) -> str:
+    assert isinstance(message, CertificateResponse)
+    return message.refusal
 
 
 def refused(token: JoinToken, *given: x509.GeneralName, **changes: str) -> str:
@@ -182,6 +203,79 @@ def test_a_renewal_on_the_stream_is_for_the_same_identity(plane: Plane) -> None:
         sidecar.credentials = renewed
         sidecar.connect()
         sidecar.wait_open()
+
+
+def test_over_many_renewals_on_a_stream_service_and_instance_stay(plane: Plane) -> None:
+    token = plane.token("payment", service_account="account")
+    with Sidecar.join(token) as sidecar:
+        sidecar.wait_open()
+        for number in range(3):
+            sidecar.session.send(CertificateRequest(number, request(new_key())))
+            sidecar.flush()
+            sidecar.wait_until(partial(has_received, sidecar, number + 1))
+            for serial in issued(plane)[:-1]:  # as when the certificates before have expired
+                plane.control._store.transact(Transaction((Delete(f"/issued/{serial}"),)))
+        assert [refusal_of(one) for one in sidecar.received] == ["", "", ""]
+        [serial] = issued(plane)
+        record = plane.control._issuance.issued(int(serial, 16))
+        assert record is not None
+        assert (record.service, record.instance) == ("payment", "i1")
+        sidecar.register(8080, service="payment")
+        sidecar.subscribe()
+        name_of = "outbound|8080||payment.default"
+        sidecar.wait_until(lambda: name_of in sidecar.held.get("cluster", {}))
+
+
+def test_without_a_record_of_its_certificate_a_stream_is_refused(plane: Plane) -> None:
+    sidecar = Sidecar.join(plane.token("payment"))
+    for serial in issued(plane):
+        plane.control._store.transact(Transaction((Delete(f"/issued/{serial}"),)))
+    sidecar.connect()
+    goodbye = sidecar.ended()
+    assert (goodbye.code, "not on record" in goodbye.detail) == (Code.UNAUTHORIZED, True)
+    sidecar.disconnect()
+
+
+def test_the_instance_is_the_certificate_s(plane: Plane) -> None:
+    sidecar = Sidecar.join(plane.token("payment"), "i1")
+    sidecar.session = ClientSession(Node("i2", "payment-i2", "default"))
+    sidecar.connect()
+    goodbye = sidecar.ended()
+    assert goodbye.code == Code.UNAUTHORIZED
+    assert "the instance 'i1', not for 'i2'" in goodbye.detail
+    sidecar.disconnect()
+
+
+def test_a_join_whose_answer_was_lost_is_repeated(plane: Plane) -> None:
+    token, key = plane.token(uses=1), new_key()
+    wire = Wire(token.control, client_context(token.root))
+    wire.send(CertificateRequest(1, request(key), token.id, token.secret, "i1"))
+    wire.close()
+    deadline = time.monotonic() + 10
+    while not issued(plane):
+        assert time.monotonic() < deadline
+    again, messages = join(token, key=key, instance="i1")
+    assert again is not None, messages
+    assert refused(token, instance="i2").startswith("token_used")
+
+
+def test_an_expired_certificate_is_renewed_without_a_certificate(start: Start) -> None:
+    plane = start(cert_ttl_s=10)
+    token = plane.token(uses=1)
+    credentials, _ = join(token)
+    assert credentials is not None
+    plane.control._issuance._clock_s = lambda: time.time() + 3600
+
+    def ask(key: ec.EllipticCurvePrivateKey) -> list[Message]:
+        wire = Wire(token.control, client_context(token.root))
+        previous = credentials.chain[0]
+        wire.send(CertificateRequest(1, request(key), instance="i1", previous=previous))
+        return wire.all()
+
+    assert refusal(ask(new_key())).startswith("key_owner")
+    [response, _] = ask(credentials.key)
+    assert isinstance(response, CertificateResponse)
+    assert names(Credentials(credentials.key, response.chain).leaf) == [name(PAYMENT)]
 
 
 def test_a_renewal_for_somebody_else_is_refused_and_the_stream_lives(plane: Plane) -> None:

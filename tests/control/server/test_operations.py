@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from meshfast.control.operations import Applied, NotFoundError
+from meshfast.control.operations import Applied, ChangedError, Expected, NotFoundError
+from meshfast.control.store import Put, Transaction
 from meshfast.errors import ConfigError
+from meshfast.resources.kinds import VirtualService
 from tests.control.server.conftest import Plane, Start
 from tests.control.server.sidecar import Sidecar
 
@@ -70,6 +72,48 @@ def test_a_file_is_applied_and_read_back(plane: Plane) -> None:
     again = apply(plane, f"{RULE.replace('3s', '5s')}---\n{ENTRY}")
     assert actions(again) == [("payment", "unchanged"), ("api", "unchanged")]
     assert again.revision == changed.revision
+
+
+#: What YAML takes as an escape only, or as the end of a line, and a character of two units.
+ODD = "\x7f\x80\x85\x9f\u2028\u2029\ufeff\ufffe\uffff\U0001f600\t\n\0"
+
+
+@pytest.mark.parametrize("odd", [*ODD, ODD], ids=ascii)
+def test_any_character_is_read_back_as_it_was_written(start: Start, odd: str) -> None:
+    plane = start()
+    escaped = "".join(f"\\U{ord(one):08x}" for one in f"a{odd}b")
+    match = f'- match: [{{headers: {{x: {{exact: "{escaped}"}}}}}}]'
+    apply(plane, RULE.replace("- timeout: 3s", match))
+    plane.stop()
+    again = start()
+    found = again.ask(again.operations.get("VirtualService", "default", "payment"))
+    assert found.document["spec"]["http"][0]["match"][0]["headers"]["x"]["exact"] == f"a{odd}b"
+    [kept] = again.control._mesh.resources.values()
+    assert isinstance(kept.loaded.resource, VirtualService)
+    matched = kept.loaded.resource.spec.http[0].match[0].headers["x"].exact
+    assert matched == f"a{odd}b"
+    assert actions(apply(again, ENTRY)) == [("api", "created")]
+
+
+def test_what_would_not_be_read_back_is_refused_at_its_place(plane: Plane) -> None:
+    name = "x" * 1100  # libyaml takes keys of 1024 characters in a flow mapping
+    long = RULE.replace("name: payment", f"name: payment\n  annotations: {{? {name}\n    : v}}")
+    [found] = problems(plane, long)
+    assert found.startswith("mesh.yaml:1:1")
+    assert "cannot be stored" in found
+    assert stored(plane) == []
+
+
+def test_a_stored_resource_that_cannot_be_read_is_in_nobody_s_way(plane: Plane) -> None:
+    for name in ("old", "older"):
+        key = f"/resources/VirtualService/default/{name}"
+        plane.control._store.transact(Transaction((Put(key, b'{"spec": {"gone": 1}}'),)))
+    assert actions(apply(plane, ENTRY)) == [("api", "created")]
+    assert stored(plane) == ["ServiceEntry/api", "VirtualService/old", "VirtualService/older"]
+    plane.ask(plane.operations.delete("VirtualService", "default", "old"))
+    replaced = apply(plane, RULE.replace("name: payment", "name: older"))
+    assert actions(replaced) == [("older", "configured")]
+    assert stored(plane) == ["ServiceEntry/api", "VirtualService/older"]
 
 
 def test_one_bad_resource_keeps_the_whole_file_out_with_every_problem(plane: Plane) -> None:
@@ -172,6 +216,71 @@ def test_a_rule_reaches_sidecars_and_goes_again(plane: Plane) -> None:
         deleted = plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
         assert actions(deleted) == [("payment", "deleted")]
         sidecar.wait_until(lambda: timeouts(sidecar) == [None], 1.0)
+
+
+SUBSETS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: payment}
+spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
+"""
+
+
+def test_what_is_needed_cannot_be_deleted(plane: Plane) -> None:
+    apply(plane, f"{SUBSETS}---\n{RULE.replace('host: payment', 'host: payment, subset: v1')}")
+    with pytest.raises(ConfigError) as refused:
+        plane.ask(plane.operations.delete("DestinationRule", "default", "payment"))
+    assert str(refused.value) == (
+        "DestinationRule default/payment: VirtualService default/payment sends to the subset 'v1' "
+        "of payment.default (change or delete it first)"
+    )
+    assert stored(plane) == ["DestinationRule/payment", "VirtualService/payment"]
+    plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+    plane.ask(plane.operations.delete("DestinationRule", "default", "payment"))
+    assert stored(plane) == []
+
+
+def test_fields_references_and_expressions_of_all_texts_come_in_one_round(plane: Plane) -> None:
+    texts = [
+        ("a.yaml", ENTRY.replace("resolution:", "resolutoin:")),
+        ("b.yaml", RULE.replace("host: payment", "host: payment, subset: v2")),
+        ("c.yaml", SUBSETS),
+        ("d.yaml", RULE.replace("payment", "order").replace("- timeout: 3s",
+                                                            "- match: [{uri: {regex: '('}}]")),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        plane.ask(plane.operations.apply_texts(texts))
+    found = [(one.file, one.path) for one in refused.value.problems]
+    assert found == [
+        ("a.yaml", "spec.resolutoin"),
+        ("b.yaml", "spec.http[0].route[0].destination.subset"),
+        ("d.yaml", "spec.http[0].match[0].uri.regex"),
+    ]
+    assert stored(plane) == []
+
+
+def test_what_was_changed_since_it_was_read_stays(plane: Plane) -> None:
+    def expect(revision: str) -> Applied:
+        one = Expected(
+            kind="VirtualService", namespace="default", name="payment", revision=revision
+        )
+        texts = [("mesh.yaml", RULE.replace("3s", "9s"))]
+        applied = plane.ask(plane.operations.apply_texts(texts, expected=[one]))
+        assert isinstance(applied, Applied)
+        return applied
+
+    read = apply(plane, RULE).revision
+    changed = apply(plane, RULE.replace("3s", "5s")).revision
+    for stale in (read, ""):
+        with pytest.raises(ChangedError, match="VirtualService default/payment was changed"):
+            expect(stale)
+    found = plane.ask(plane.operations.get("VirtualService", "default", "payment"))
+    assert found.document["spec"]["http"][0]["timeout"] == "5s"
+    assert actions(expect(changed)) == [("payment", "configured")]
+    plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
+    with pytest.raises(ChangedError):
+        expect(changed)
+    assert actions(expect("")) == [("payment", "created")]
 
 
 def test_what_is_not_there_is_not_found(plane: Plane) -> None:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from meshfast.cli.control import default_state_dir, split_address
-from meshfast.errors import ConfigError
 from tests.control.server.conftest import free_port
 
 COMMAND = [sys.executable, "-c", "from meshfast.cli import main; main()", "control"]
@@ -112,6 +112,30 @@ def test_a_certificate_lives_ten_seconds_to_a_day(running: Running, ttl: str) ->
     assert "10s to 24h" in errors or "duration" in errors
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--address", "0.0.0.0:0"), "give --advertise"),
+        (("--address", "[::]:0"), "give --advertise"),
+        (("--address", "15012"), "expected IP:PORT"),
+        (("--advertise", "xyz"), "expected HOST:PORT"),
+        (("--advertise", "host:0"), "expected HOST:PORT"),
+        (("--debounce", "11s"), "10s at most"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_wrong_usage(
+    running: Running, options: tuple[str, ...], expected: str
+) -> None:
+    code, errors = running.refused(*options)
+    assert (code, expected in " ".join(errors.replace("│", " ").split())) == (2, True), errors
+
+
+def test_every_address_is_listened_on_when_tokens_say_another(running: Running) -> None:
+    _, address = running.start("--address", "0.0.0.0:0", "--advertise", "localhost:15012")
+    assert address.startswith("0.0.0.0:")
+
+
 def test_what_it_makes_is_private_and_it_dumps_no_core(running: Running) -> None:
     process, _ = running.start("--address", "127.0.0.1:0")
     for path in [running.state_dir, *running.state_dir.rglob("*")]:
@@ -137,7 +161,7 @@ def test_addresses_are_split() -> None:
     assert split_address("127.0.0.1:15012") == ("127.0.0.1", 15012)
     assert split_address("[::1]:0") == ("::1", 0)
     for text in ("15012", ":15012", "::1:15012", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(click.BadParameter, match="expected IP:PORT"):
             split_address(text)
 
 

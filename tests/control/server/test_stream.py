@@ -11,6 +11,7 @@ from meshfast.control.push.stream import StreamLimits
 from meshfast.discovery import (
     ClientSession,
     Code,
+    Goodbye,
     Hello,
     Node,
     Port,
@@ -105,6 +106,22 @@ def test_a_clean_goodbye_removes_a_workload_at_once_and_a_lost_one_after_the_gra
         assert instances(plane) == ["lost"]
         wait(lambda: instances(plane) == [])
         assert time.monotonic() - left_s > 1.2
+
+
+def test_a_job_that_has_said_goodbye_is_not_shown_any_more(plane: Plane) -> None:
+    with (
+        Sidecar.join(plane.token("payment"), "job") as job,
+        Sidecar.join(plane.token("payment"), "lost") as lost,
+    ):
+        job.wait_open()
+        lost.wait_open()
+        wait(lambda: statuses(plane).keys() == {"job", "lost"})
+        job.register(0)
+        job.send(Goodbye("drain"))
+        assert job.ended().code == "drain"
+        lost.disconnect()
+        wait(lambda: [one.connected for one in statuses(plane).values()] == [False])
+        assert statuses(plane).keys() == {"lost"}
 
 
 def test_a_workload_that_returns_within_the_grace_was_never_gone(start: Start) -> None:
@@ -224,23 +241,24 @@ def test_a_newer_stream_of_an_instance_replaces_the_older(plane: Plane) -> None:
             assert statuses(plane)["p1"].connected
 
 
-def test_another_identity_cannot_take_an_instance_over(plane: Plane) -> None:
-    with Sidecar.join(plane.token("payment"), "i1") as payment:
-        payment.wait_open()
-        payment.register(8080)
+def test_an_instance_of_another_identity_with_the_same_name_is_another_one(plane: Plane) -> None:
+    with (
+        Sidecar.join(plane.token("payment"), "i1") as payment,
+        Sidecar.join(plane.token("order"), "i1") as order,
+    ):
+        for sidecar in (payment, order):
+            sidecar.wait_open()
+            sidecar.register(8080)
+        wait(lambda: instances(plane) == ["i1", "i1"])
+        shown = plane.ask(plane.operations.sidecars())
+        assert [(one.identity[-7:], one.connected) for one in shown] == [
+            ("a/order", True),
+            ("payment", True),
+        ]
+        order.register(0)
         wait(lambda: instances(plane) == ["i1"])
-        with Sidecar.join(plane.token("order"), "i1") as order:
-            assert order.ended().code == Code.UNAUTHORIZED
-        assert statuses(plane)["i1"].identity.endswith("/sa/payment")
-        payment.disconnect()
-        # The registration outlives the stream for the grace period, and is payment's still.
-        wait(lambda: not statuses(plane)["i1"].connected)
-        with Sidecar.join(plane.token("order"), "i1") as order:
-            order.wait_open()
-            order.register(8080)
-            assert order.ended().code == Code.UNAUTHORIZED
-    [found] = plane.ask(plane.operations.workloads())
-    assert found.workload.service == "payment"
+        [found] = plane.ask(plane.operations.workloads())
+        assert (found.workload.service, found.connected) == ("payment", True)
 
 
 def test_a_nack_is_shown_with_its_reason_until_the_resource_is_taken(plane: Plane) -> None:

@@ -1,6 +1,7 @@
 """What is refused before it is stored, with its place; what is only warned of."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -184,6 +185,15 @@ def test_what_is_new_and_has_no_effect_is_a_warning(
     assert len(found) == len(expected)
     for one, start in zip(found, expected, strict=True):
         assert one.startswith(start)
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples/mesh"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.yaml")))
+def test_every_example_for_the_mesh_passes(name: str) -> None:
+    text = (EXAMPLES / name).read_text()
+    assert all("now" in one or "has the labels" in one for one in warnings(text))
 
 
 def test_a_rule_and_the_subset_that_it_no_longer_names_may_change_together() -> None:

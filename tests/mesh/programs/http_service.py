@@ -18,7 +18,6 @@ class Service(http.server.BaseHTTPRequestHandler):
     """One connection of a sidecar."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         """Send what was asked for."""

@@ -23,5 +23,5 @@ pub(crate) use memory::map_private;
 #[cfg(test)]
 pub(crate) use socket::connected_to_itself;
 pub(crate) use socket::{
-    abort_on_close, cloned, descriptor_limit, owned, shutdown_write, user_timeout,
+    abort_on_close, acknowledge, cloned, descriptor_limit, owned, shutdown_write, user_timeout,
 };

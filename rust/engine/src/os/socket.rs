@@ -56,6 +56,11 @@ pub(crate) fn user_timeout(descriptor: BorrowedFd<'_>, milliseconds: u32) {
     );
 }
 
+/// `TCP_QUICKACK` (tcp(7)): acknowledges now what has come; the kernel delays again when it sees fit.
+pub(crate) fn acknowledge(descriptor: BorrowedFd<'_>) {
+    set(descriptor, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &1_i32);
+}
+
 /// Sets an option that is an optimisation: an old kernel or another socket family may refuse it.
 fn set<T>(descriptor: BorrowedFd<'_>, level: i32, name: i32, value: &T) {
     // SAFETY: `value` is valid for its own size.
