@@ -238,7 +238,7 @@ class HostPort(_Part, frozen=True, kw_only=True):
 class VirtualHost(_Part, frozen=True, kw_only=True):
     """The routes for some domains; a domain occurs once per listener.
 
-    With `ports` it is a service, and called by no other ones; the first is for callers that name none.
+    With `ports` it is a service, called by no other ones; the first is for callers that name none.
     """
 
     name: str
