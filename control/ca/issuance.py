@@ -47,7 +47,7 @@ from meshfast.control.ca.rate import Rates
 from meshfast.control.ca.requests import check_request, fingerprint
 from meshfast.control.ca.tokens import Claim, JoinTokens
 from meshfast.control.store import Condition, ConflictError, Delete, Entry, Put, Store, Transaction
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CLAIM_CHECKS
 
 __all__ = ["REVOKED_PREFIX", "Issuance", "IssuanceLimits", "IssuedRecord", "revoked_key"]
 
@@ -235,7 +235,7 @@ class Issuance:
         self, csr_der: bytes, claim: Claim, instance: str, *, token: str = "", before: str = ""
     ) -> _Wanted:
         """Look at a request of somebody who is known by now."""
-        if CHECKS["instance"](instance) is not None:  # before it gets into a log
+        if CLAIM_CHECKS["instance"](instance) is not None:  # before it gets into a log
             raise RefusedError(Refusal.MALFORMED, "a request names the instance that it is for")
         identity = SpiffeId(self._authority.trust_domain, claim.namespace, claim.service_account)
         self._take(self._instances, f"{identity} {instance}")

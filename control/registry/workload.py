@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from meshfast.discovery import Port, Registration
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CHECKS, CLAIM_CHECKS
 
 __all__ = ["WORKLOADS_PREFIX", "WorkloadRecord", "claim_problem", "is_instance", "workload_key"]
 
@@ -73,7 +73,7 @@ def workload_key(namespace: str, account: str, instance: str) -> str:
 
 def is_instance(text: str) -> bool:
     """Tell whether the text can name an instance."""
-    return CHECKS["instance"](text) is None
+    return CLAIM_CHECKS["instance"](text) is None
 
 
 def claim_problem(registration: Registration, namespace: str, service: str) -> str | None:
@@ -82,12 +82,12 @@ def claim_problem(registration: Registration, namespace: str, service: str) -> s
         return f"the namespace is {namespace!r}, not {registration.namespace!r}"
     if registration.service != service:
         return f"the service is {service!r}, not {registration.service!r}"
-    if CHECKS["name"](registration.workload) is not None:
+    if CLAIM_CHECKS["workload"](registration.workload) is not None:
         return f"{registration.workload[:80]!r} is no name of a workload"
     if not _is_socket_address(registration.address):
         return f"the address has to be ip:port, not {registration.address[:80]!r}"
     for key, value in registration.labels.items():
-        if CHECKS["workload_label_key"](key) or CHECKS["workload_label_value"](value):
+        if CLAIM_CHECKS["label_key"](key) or CLAIM_CHECKS["label_value"](value):
             return f"{key[:80]!r}={value[:80]!r} is no label"
     numbers = [port.number for port in registration.ports]
     if len(set(numbers)) < len(numbers):
@@ -105,7 +105,7 @@ def _is_socket_address(text: str) -> bool:
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     ip = host[1:-1] if bracketed else host
-    if (":" in ip) != bracketed or CHECKS["peer_address"](ip) is not None:
+    if (":" in ip) != bracketed or CLAIM_CHECKS["peer_address"](ip) is not None:
         return False
     digits = port.isascii() and port.isdigit() and len(port) <= 5
     return bool(colon) and digits and 1 <= int(port) <= 65535

@@ -172,9 +172,9 @@ class MeshAgent(Supervised):
         return [one["name"] for one in self.document["listeners"][0]["virtual_hosts"]]
 
     def endpoints_of(self, name: str) -> dict[str, int]:
-        """Address → slot."""
-        clusters = {one["name"]: one for one in self.document["clusters"]}
-        return {one["address"]: one["slot"] for one in clusters[name]["endpoints"]}
+        """Address → slot; nothing while the cluster is not there."""
+        found = [one for one in self.document["clusters"] if one["name"] == name]
+        return {one["address"]: one["slot"] for cluster in found for one in cluster["endpoints"]}
 
 
 def _worker(**changes: Any) -> dict[str, Any]:

@@ -216,19 +216,20 @@ def test_a_token_of_another_control_plane_drops_what_the_earlier_one_has_given(
     planner: Planner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = StateDirectory(planner.start().mesh.state_dir)
+    dropped = {"identity", "joining", "resources"}
 
     def kept() -> set[str]:
-        return {name for name in ("identity", "resources") if state.read(name) is not None}
+        return {name for name in dropped if state.read(name) is not None}
 
-    for name in ("identity", "resources"):
+    for name in dropped:
         state.write_now(name, b"of the first control plane")
     planner.start()
     moved = msgspec.structs.replace(TOKEN, control="10.0.0.1:15012")
     planner.start({"MESHFAST_TOKEN": moved.text()})
-    assert kept() == {"identity", "resources"}
+    assert kept() == dropped
     other = {"MESHFAST_TOKEN": msgspec.structs.replace(TOKEN, root=b"another root").text()}
     planner.plan(other)
-    assert kept() == {"identity", "resources"}
+    assert kept() == dropped
     assert capsys.readouterr().err == ""
     planner.start(other)
     assert kept() == set()

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshfast.resources.texts import CHECKS, duration_ms
+from meshfast.resources.texts import CHECKS, CLAIM_CHECKS, duration_ms
+
+ALL = {**CHECKS, **CLAIM_CHECKS}
 
 ACCEPTED = {
     "address": ["127.0.0.1", "::1", "2001:db8::1"],
@@ -31,9 +33,11 @@ ACCEPTED = {
     "label": ["a", "http-1", "a" * 63],
     "name": ["a", "a.b", "payment-v1"],
     "peer_address": ["10.0.0.1", "127.0.0.1", "2001:db8::1", "::1"],
+    "service": ["payment"],
     "server_host": ["*", "shop/*", "./a.example.com", "*/*.example.com", "a.example.com"],
-    "workload_label_key": ["version", "app.kubernetes.io/name", "A_b.c-1", "a" * 63],
-    "workload_label_value": ["", "v2", "1.0_Beta-3", "a" * 63],
+    "workload": ["payment-v1", "a.b"],
+    "label_key": ["version", "app.kubernetes.io/name", "A_b.c-1", "a" * 63],
+    "label_value": ["", "v2", "1.0_Beta-3", "a" * 63],
 }
 REFUSED = {
     "address": ["", "localhost", "127.0.0.1:80", "[::1]", "fe80::1%eth0", "127.1", "1.2.3.04"],
@@ -75,9 +79,11 @@ REFUSED = {
         "255.255.255.255",
         "10.0.0.1:80",
     ],
+    "service": ["", "A B", "a.b"],
     "server_host": ["", "a/b/c", "/a", "a/", "**/a", "A B/c"],
-    "workload_label_key": ["", "a b", "/a", "a/", "a/b/c", "A/b", "-a", "a\n", "é", "a" * 64],
-    "workload_label_value": [" ", "v 2", "-a", "a.", "a\x01\n", "é", "a" * 64],
+    "workload": ["", "A B", "payment-V2"],
+    "label_key": ["", "a b", "/a", "a/", "a/b/c", "A/b", "-a", "a\n", "é", "a" * 64],
+    "label_value": [" ", "v 2", "-a", "a.", "a\x01\n", "é", "a" * 64],
 }
 
 
@@ -85,18 +91,18 @@ REFUSED = {
     ("check", "text"), [(check, text) for check, texts in ACCEPTED.items() for text in texts]
 )
 def test_accepts(check: str, text: str) -> None:
-    assert CHECKS[check](text) is None
+    assert ALL[check](text) is None
 
 
 @pytest.mark.parametrize(
     ("check", "text"), [(check, text) for check, texts in REFUSED.items() for text in texts]
 )
 def test_refuses_and_says_what_is_expected(check: str, text: str) -> None:
-    assert CHECKS[check](text)
+    assert ALL[check](text)
 
 
 def test_every_check_has_cases() -> None:
-    assert set(ACCEPTED) == set(REFUSED) == set(CHECKS)
+    assert set(ACCEPTED) == set(REFUSED) == set(ALL)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_reads_any_whole_number_of_milliseconds(milliseconds: int) -> None:
     assert duration_ms(f"{milliseconds / 1000:.3f}s") == milliseconds
 
 
-@given(st.sampled_from(sorted(CHECKS)), st.text(max_size=300))
+@given(st.sampled_from(sorted(ALL)), st.text(max_size=300))
 def test_no_text_makes_a_check_raise(check: str, text: str) -> None:
-    complaint = CHECKS[check](text)
+    complaint = ALL[check](text)
     assert complaint is None or complaint

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from meshfast.telemetry.families import AgentFacts
     from meshfast.telemetry.source import Source
 
-__all__ = ["IDENTITY", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
+__all__ = ["IDENTITY", "JOINING", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
 
 IDENTITY, RESOURCES = "identity", "resources"
 JOINING = "joining"

@@ -14,7 +14,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 from meshfast.cli.proxy import LOG_LEVELS, Duration
-from meshfast.resources.texts import CHECKS, is_address
+from meshfast.resources.texts import CLAIM_CHECKS, is_address
 
 __all__ = ["check_advertised", "control", "default_state_dir", "split_address"]
 
@@ -141,7 +141,7 @@ def check_advertised(host: str, advertise: str) -> None:
     0.0.0.0 is no address that a sidecar could connect to, and which of this host's addresses is
     meant nobody but the operator knows.
     """
-    expected = CHECKS["host_port"](advertise) if advertise else None
+    expected = CLAIM_CHECKS["host_port"](advertise) if advertise else None
     if expected is not None:
         raise click.BadParameter(
             f"expected {expected}, got {advertise!r}", param_hint="--advertise"

@@ -31,7 +31,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import IDENTITY, RESOURCES, MeshSettings
+from meshfast.agent.mesh import IDENTITY, JOINING, RESOURCES, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.output import show
@@ -43,7 +43,7 @@ from meshfast.errors import ConfigError, UsageError
 from meshfast.policy import SlotAllocator
 from meshfast.policy.document import Tracing, encode_document
 from meshfast.policy.sidecar import Sidecar, Upstream, compose
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CHECKS, CLAIM_CHECKS
 from meshfast.supervisor.launch import launch as become_supervisor
 from meshfast.supervisor.settings import WORKERS_MAX, Settings, SettingsError
 
@@ -397,7 +397,7 @@ def _state(given: Mapping[str, Any], token: JoinToken | None) -> tuple[str, Stat
     """Name the instance and open its directory."""
     service = given["service"] or (token.service if token is not None else None)
     if service is not None:
-        _check("--service", service, "label")
+        _check("--service", service, "service")
     instance = given["instance"]
     if instance is None:
         if service is None:
@@ -457,7 +457,7 @@ def _forget_the_earlier_mesh(state: StateDirectory) -> None:
         file=sys.stderr,
         flush=True,
     )
-    for name in (IDENTITY, RESOURCES):
+    for name in (IDENTITY, JOINING, RESOURCES):
         state.remove(name)
 
 
@@ -488,8 +488,8 @@ def _labels(written: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"--label: expected KEY=VALUE, got {text!r}")
-        _check("--label", key, "workload_label_key")
-        _check("--label", value, "workload_label_value")
+        _check("--label", key, "label_key")
+        _check("--label", value, "label_value")
         labels[key] = value
     if len(labels) > LABELS_MAX:
         raise UsageError(f"--label: a workload has {LABELS_MAX} labels at most")
@@ -499,7 +499,7 @@ def _labels(written: Sequence[str]) -> dict[str, str]:
 def _workload(given: str | None, service: str, version: str | None) -> str:
     """Name the workload. Raises ConfigError for what the control plane would not register."""
     name = "-".join(filter(None, [service, version])) if given is None else given
-    expected = CHECKS["name"](name)
+    expected = CLAIM_CHECKS["workload"](name)
     if expected is not None and given is None:
         raise UsageError(
             f"--label: the workload would be named {name!r} after its version: expected {expected} "
@@ -512,7 +512,7 @@ def _workload(given: str | None, service: str, version: str | None) -> str:
 
 def _check(option: str, text: str, check: str) -> None:
     """Refuse a text that the control plane would refuse."""
-    expected = CHECKS[check](text)
+    expected = CLAIM_CHECKS[check](text)
     if expected is not None:
         raise UsageError(f"{option}: expected {expected}, got {text!r}")
 

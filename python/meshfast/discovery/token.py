@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from meshfast.errors import MeshfastError
-from meshfast.resources.texts import CHECKS
+from meshfast.resources.texts import CLAIM_CHECKS
 
 __all__ = ["TOKEN_CHARACTERS_MAX", "JoinToken", "TokenError"]
 
@@ -67,7 +67,7 @@ class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
         try:
             data = base64.b64decode(_padded(text[len(PREFIX) :]), altchars=b"-_", validate=True)
             written = msgspec.json.decode(data, type=_Written)
-            if CHECKS["host_port"](written.control) is not None:
+            if CLAIM_CHECKS["host_port"](written.control) is not None:
                 raise ValueError("no address of a control plane")
             root = base64.b64decode(_padded(written.root), altchars=b"-_", validate=True)
         except (msgspec.DecodeError, binascii.Error, ValueError):

@@ -13,7 +13,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 
-__all__ = ["CHECKS", "GRPC_STATUSES", "duration_ms", "is_address", "nearest_name"]
+__all__ = ["CHECKS", "CLAIM_CHECKS", "GRPC_STATUSES", "duration_ms", "is_address", "nearest_name"]
 
 #: The statuses of gRPC; the position is the number.
 GRPC_STATUSES = (
@@ -225,6 +225,7 @@ def _workload_label_value(text: str) -> str | None:
     return "nothing, or at most 63 letters, digits and inner '-', '_' and '.'"
 
 
+#: Of fields of resources.
 CHECKS: dict[str, Callable[[str], str | None]] = {
     "address": _address,
     "duration": _duration,
@@ -235,13 +236,18 @@ CHECKS: dict[str, Callable[[str], str | None]] = {
     "header_name": _header_name,
     "host": _host,
     "host_pattern": _host_pattern,
-    "host_port": _host_port,
-    "instance": _instance,
     "interval": _interval,
     "label": _label,
     "name": _name,
-    "peer_address": _peer_address,
     "server_host": _server_host,
-    "workload_label_key": _workload_label_key,
-    "workload_label_value": _workload_label_value,
+}
+#: Of what a workload says about itself and a token about its mesh: options, messages, records.
+CLAIM_CHECKS: dict[str, Callable[[str], str | None]] = {
+    "host_port": _host_port,
+    "instance": _instance,
+    "label_key": _workload_label_key,
+    "label_value": _workload_label_value,
+    "peer_address": _peer_address,
+    "service": _label,
+    "workload": _name,
 }
