@@ -12,6 +12,7 @@ import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,13 +120,15 @@ def test_tls_inside_a_tunnel_reaches_the_application_unopened(mesh: Fixture) -> 
     wait_until(answered, f"the service is known:\n{order.text}")
 
 
+def reaches_another(caller: Sidecar, url: str) -> bool:
+    """Tell whether a call is answered by another instance than the one that calls."""
+    return bool(until_reached(caller, url)["name"] != caller.name)
+
+
 def test_an_application_calls_its_own_service_whichever_replica_it_is(mesh: Fixture) -> None:
     for caller in replicas(mesh):
         url = f"http://payment:{PORT}/"
-        wait_until(
-            lambda caller=caller, url=url: until_reached(caller, url)["name"] != caller.name,
-            "the other one is known",
-        )
+        wait_until(partial(reaches_another, caller, url), "the other one is known")
         answers = [caller.get(url) for _ in range(40)]
         assert {status for status, _ in answers} == {200}
         assert {body["name"] for _, body in answers} == {"payment-v1", "payment-v2"}
