@@ -139,11 +139,11 @@ class Mesh:
             f"import sys\nimport fake_{kind}\n\n\ndef main(settings):\n"
             f"    fake_{kind}.main(settings, fake_{kind}.Behaviour({behaviour}))\n"
         )
-        if kind == "worker":
+        if kind == "agent":
             text += (
                 "\n\ndef check(shared_memory_fd, snapshot_fd):\n"
-                f"    behaviour = fake_worker.Behaviour({behaviour})\n"
-                "    fake_worker.check(shared_memory_fd, snapshot_fd, behaviour)\n"
+                f"    behaviour = fake_agent.Behaviour({behaviour})\n"
+                "    fake_agent.check(shared_memory_fd, snapshot_fd, behaviour)\n"
             )
         new.write_text(text)
         new.replace(path)

@@ -138,14 +138,14 @@ def test_an_image_that_cannot_read_what_the_workers_share_is_not_executed(
 ) -> None:
     mesh = serving_mesh(workers=2)
     before = mesh.children()
-    mesh.worker_behaves("unreadable='shared memory has layout 1, this meshfast reads 2'")
+    mesh.agent_behaves("unreadable='shared memory has layout 1, this meshfast reads 2'")
     mesh.signal(signal.SIGUSR2)
     mesh.wait_for_text("hot restart abandoned: the new image fails its check (exit code 1)")
     told = "what runs cannot be taken over, only restarted: shared memory has layout 1"
     assert told in mesh.stderr
     assert "has taken over" not in mesh.stderr
     assert mesh.children() == before
-    mesh.worker_behaves("")
+    mesh.agent_behaves("")
     hot_restart(mesh)
 
 

@@ -206,16 +206,16 @@ class HotRestart:
 def check(text: bytes) -> None:
     """Raise what would keep this image from taking over.
 
-    That is the state, a room that does not load, or shared memory or a snapshot that its workers
+    That is the state, a room that does not load, or shared memory or a snapshot that its processes
     cannot read. The rooms are imported here, in a process that ends right away; the supervisor
     never does.
     """
     holdings = State.parse(text).holdings
     settings = holdings.settings
     sys.path[:0] = settings.module_path
-    worker, _ = _loaded(settings.worker_module), _loaded(settings.agent_module)
+    _, agent = _loaded(settings.worker_module), _loaded(settings.agent_module)
     try:
-        worker.check(settings.shared_memory_fd, holdings.snapshot_fd)
+        agent.check(settings.shared_memory_fd, holdings.snapshot_fd)
     except Exception as error:
         raise StateError(f"what runs cannot be taken over, only restarted: {error}") from error
 

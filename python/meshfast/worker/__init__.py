@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["BOOT_FAILURE", "check", "main"]
+__all__ = ["BOOT_FAILURE", "main"]
 
 EXTENSION = "meshfast._core"
 # EX_CONFIG of sysexits.h: the supervisor does not try again while the mesh starts.
@@ -44,17 +44,6 @@ def main(settings: bytes) -> NoReturn:
     _name_process()
     gc.disable()
     os._exit(run_worker(settings))
-
-
-def check(shared_memory_fd: int, snapshot_fd: int) -> None:
-    """Raise when a worker could not serve from this shared memory and this snapshot.
-
-    For a process of its own, which ends afterwards: it loads the extension.
-    """
-    from meshfast._core import SharedMemory, Snapshot
-
-    SharedMemory.open(shared_memory_fd)
-    Snapshot.describe(os.pread(snapshot_fd, os.fstat(snapshot_fd).st_size, 0))
 
 
 def _name_process() -> None:

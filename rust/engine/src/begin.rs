@@ -57,7 +57,7 @@ impl Worker {
             |(generation, index)| (Rc::clone(generation), index),
         );
         let now_us = self.clock.now_us();
-        let inbound = self.downstreams[downstream_id].inbound.as_ref();
+        let inbound = self.downstreams[downstream_id].inbound();
         let caller = inbound.map(|inbound| Rc::clone(&inbound.caller));
         let exchange = Exchange {
             generation,
@@ -144,10 +144,10 @@ impl Worker {
         let exchange_id = self.open_exchange(downstream_id, Carries::Tcp, None, now_us);
         let exchange = &mut self.exchanges[exchange_id];
         exchange.is_delimited = false;
-        if let Some(inbound) = self.downstreams[downstream_id].inbound.clone() {
+        if let Some(inbound) = self.downstreams[downstream_id].inbound().cloned() {
             return self.go_inbound(exchange_id, &inbound);
         }
-        if self.downstreams[downstream_id].tunnel.is_some() {
+        if self.downstreams[downstream_id].tunnel().is_some() {
             return match self.opaque_destination(exchange_id) {
                 Ok(destination) => {
                     self.exchanges[exchange_id].destination = Some(destination);
@@ -173,7 +173,7 @@ impl Worker {
     /// Where the caller wanted to go, and by which route it gets there.
     fn route(&mut self, exchange_id: usize) {
         let exchange = &mut self.exchanges[exchange_id];
-        if let Some(inbound) = self.downstreams[exchange.downstream].inbound.clone() {
+        if let Some(inbound) = self.downstreams[exchange.downstream].inbound().cloned() {
             return self.go_inbound(exchange_id, &inbound);
         }
         let generation = Rc::clone(&exchange.generation);
@@ -185,7 +185,7 @@ impl Worker {
         let Some(facts) = listener_facts(exchange, downstream) else {
             return self.fail(exchange_id, Failure::NoRoute);
         };
-        let tunnel = downstream.tunnel.as_deref();
+        let tunnel = downstream.tunnel();
         // What comes inside a CONNECT has shown it there.
         if tunnel.is_none() && !shows_credential(exchange, request) {
             self.rejected("proxy_credential_missing_or_wrong");
@@ -457,7 +457,7 @@ fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> Option<Listen
     let listener = exchange.listener()?;
     Some(ListenerFacts {
         direction: listener.direction,
-        forward_proxy: listener.forward_proxy && downstream.tunnel.is_none(),
+        forward_proxy: listener.forward_proxy && downstream.tunnel().is_none(),
         original: None,
         local: downstream.session.local.socket(),
         peer: downstream.peer.socket(),

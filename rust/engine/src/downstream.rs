@@ -46,16 +46,20 @@ pub(crate) struct Downstream {
     pub(crate) is_closing: bool,
     /// The rest of a request body that nobody wants any more, because the answer came first.
     leftover: Option<Box<Leftover>>,
-    /// Of a stream of a leg: which port is called, and by whom.
-    pub(crate) inbound: Option<Box<Inbound>>,
-    /// Its CONNECT was granted: what it carries is inside of that.
-    pub(crate) tunnel: Option<Box<Tunnel>>,
+    /// What it is inside of; none for a connection of a caller's own.
+    pub(crate) within: Option<Box<Within>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.
     head_started_us: u64,
     /// Since when the session has waited for a request, in ms.
     pub(crate) idle_since_ms: u64,
+}
+
+/// What a session can be inside of.
+pub(crate) enum Within {
+    Leg(Inbound),
+    Tunnel(Tunnel),
 }
 
 /// A body that is read and thrown away, so that the next request can be found behind it.
@@ -77,8 +81,7 @@ impl Downstream {
             keep_alive: false,
             is_closing: false,
             leftover: None,
-            inbound: None,
-            tunnel: None,
+            within: None,
             partial: None,
             head_started_us: 0,
             idle_since_ms: now_ms,
@@ -93,9 +96,25 @@ impl Downstream {
             && self.session.input.is_empty()
     }
 
+    /// Of a stream of a leg: which port is called, and by whom.
+    pub(crate) fn inbound(&self) -> Option<&Inbound> {
+        match self.within.as_deref() {
+            Some(Within::Leg(inbound)) => Some(inbound),
+            _ => None,
+        }
+    }
+
+    /// Of a connection whose CONNECT was granted.
+    pub(crate) fn tunnel(&self) -> Option<&Tunnel> {
+        match self.within.as_deref() {
+            Some(Within::Tunnel(tunnel)) => Some(tunnel),
+            _ => None,
+        }
+    }
+
     /// A granted CONNECT of which nothing has said yet what it carries.
     fn is_unknown_inside(&self) -> bool {
-        self.tunnel.as_ref().is_some_and(|it| it.is_unknown())
+        self.tunnel().is_some_and(Tunnel::is_unknown)
     }
 
     /// Has the rest of a body thrown away before the next request is read.

@@ -14,6 +14,7 @@
 use meshfast_mesh::NoRoute;
 use meshfast_wire::sniff::{Protocol, sniff};
 
+use crate::downstream::Within;
 use crate::exchange::Destination;
 use crate::request::Request;
 use crate::timers::Key;
@@ -87,10 +88,10 @@ impl Worker {
             .tail()
             .extend_from_slice(ESTABLISHED);
         downstream.idle_since_ms = now_ms;
-        downstream.tunnel = Some(Box::new(Tunnel {
+        downstream.within = Some(Box::new(Within::Tunnel(Tunnel {
             authority: authority.into(),
             is_http: false,
-        }));
+        })));
         self.timers
             .arm(Key::Downstream(downstream_id), now_ms + SNIFF_TIMEOUT_MS);
         self.dirty(Key::Downstream(downstream_id));
@@ -101,8 +102,11 @@ impl Worker {
     pub(crate) fn look_inside(&mut self, downstream_id: usize) -> bool {
         let downstream = &mut self.downstreams[downstream_id];
         let session = &downstream.session;
-        match (sniff(session.input.as_slice()), &mut downstream.tunnel) {
-            (Some(Protocol::Http1), Some(tunnel)) => {
+        match (
+            sniff(session.input.as_slice()),
+            downstream.within.as_deref_mut(),
+        ) {
+            (Some(Protocol::Http1), Some(Within::Tunnel(tunnel))) => {
                 tunnel.is_http = true;
                 self.timers.disarm(Key::Downstream(downstream_id));
             }
@@ -118,8 +122,8 @@ impl Worker {
     /// Where the bytes of a tunnel go that are not HTTP.
     pub(crate) fn opaque_destination(&self, exchange_id: usize) -> Result<Destination, NoRoute> {
         let exchange = &self.exchanges[exchange_id];
-        let tunnel = &self.downstreams[exchange.downstream].tunnel;
-        let authority = tunnel.as_ref().map_or(&[][..], |it| &it.authority);
+        let tunnel = self.downstreams[exchange.downstream].tunnel();
+        let authority = tunnel.map_or(&[][..], |it| &it.authority);
         let snapshot = &exchange.generation.snapshot;
         let cluster = snapshot.route_opaque(exchange.listener, authority)?;
         Ok(Destination::Cluster(cluster))

@@ -23,22 +23,12 @@ class Behaviour:
 
     `boot_exit`: exit with this code instead of becoming ready. `is_deaf`: never reads its channel.
     `is_stubborn`: does not end when drained. `gate`: becomes ready once this file exists.
-    `unreadable`: why it cannot serve from what there is.
     """
 
     boot_exit: int | None = None
     is_deaf: bool = False
     is_stubborn: bool = False
     gate: str = ""
-    unreadable: str = ""
-
-
-def check(shared_memory_fd: int, snapshot_fd: int, behaviour: Behaviour) -> None:
-    """Tell before a hot restart whether this worker could serve."""
-    os.fstat(shared_memory_fd)
-    assert os.pread(snapshot_fd, 4096, 0).startswith(b"snapshot")
-    if behaviour.unreadable:
-        raise OSError(behaviour.unreadable)
 
 
 class Worker:
