@@ -2,8 +2,8 @@
 
 A rule of a VirtualService replaces the default route of its host, as in Istio: what no rule takes
 is answered 404. A service with several ports is routed by the port in the authority; without one,
-or with one that it does not have, the first port is meant. A condition on the authority that a rule
-brings sees the port itself and is taken as written.
+the first port is meant. A service of the mesh is not called by ports that it does not have. A
+condition on the authority that a rule brings sees the port itself and is taken as written.
 
 Invariants: a domain stands in one virtual host only; of two rules for a host the first by name
 counts (`check` refuses the second one).
@@ -13,14 +13,15 @@ Tests: tests/control/translate/test_translation.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from meshfast.control.translate.hosts import Hosts, completed
+from meshfast.control.translate.services import MeshService
 from meshfast.policy import names
-from meshfast.policy.document import Destination, HttpRoute, Match, VirtualHost
+from meshfast.policy.document import Destination, HostPort, HttpRoute, Match, VirtualHost
 from meshfast.policy.index import Entry
 from meshfast.policy.routes import Router
 from meshfast.resources.kinds import VirtualService
@@ -40,6 +41,7 @@ class Routed:
     namespace: str
     pattern: str  # the domain, when there is no short name
     routes: tuple[HttpRoute, ...]
+    ports: tuple[HostPort, ...]  # of a service of the mesh; empty where any port will do
 
     def domains(self, namespace: str) -> Iterator[str]:
         """Give the spellings that a workload of the namespace may use."""
@@ -70,12 +72,16 @@ def routed_hosts(hosts: Hosts) -> list[Routed]:
             written[key] = (known.written, known.entry.namespace)
         mine = rules.get(key)
         ports = hosts.served.get(key, ())
+        service = hosts.services.get(key)
+        own = service.ports if service is not None else ()
+        others = {port.number: port.others for port in own}
         if mine is None:
             assert known is not None, "a host without a rule is one that is served"
-            routes = tuple(_default_routes(known.host, ports))
+            routes = tuple(_default_routes(known.host, ports, others))
         else:
-            routes = tuple(_ruled_routes(router, mine, hosts, ports or (0,)))
-        routed.append(_routed(*written[key], mine, routes))
+            routes = tuple(_ruled_routes(router, mine, hosts, ports or (0,), others))
+        called = () if service is None else tuple(_host_ports(service))
+        routed.append(_routed(*written[key], mine, routes, called))
     return routed
 
 
@@ -87,44 +93,69 @@ def virtual_hosts(routed: list[Routed], namespace: str) -> tuple[VirtualHost, ..
         domains = tuple(one for one in host.domains(namespace) if one not in taken)
         taken.update(domains)
         if domains:
-            found.append(VirtualHost(name=host.name, domains=domains, routes=host.routes))
+            found.append(
+                VirtualHost(name=host.name, domains=domains, routes=host.routes, ports=host.ports)
+            )
     return tuple(found)
 
 
 def _routed(
-    host: str, namespace: str, rule: Entry[VirtualService] | None, routes: tuple[HttpRoute, ...]
+    host: str,
+    namespace: str,
+    rule: Entry[VirtualService] | None,
+    routes: tuple[HttpRoute, ...],
+    ports: tuple[HostPort, ...],
 ) -> Routed:
     service = names.service(host, namespace)
     short = "" if "." in service.name or "*" in host else service.name
     pattern = host.lower().removesuffix(".")
     name = rule.full_name if rule is not None else f"{service.namespace}/{service.name}"
-    return Routed(name, short, service.namespace, pattern, routes)
+    return Routed(name, short, service.namespace, pattern, routes, ports)
 
 
-def _default_routes(host: str, ports: tuple[int, ...]) -> Iterator[HttpRoute]:
+def _host_ports(service: MeshService) -> Iterator[HostPort]:
+    """Give the ports of a service by all their numbers, each with the cluster for what is not HTTP.
+
+    The first is for callers that name none.
+    """
+    for port in service.ports:
+        cluster = names.cluster_name(port.number, service.host)
+        for number in (port.number, *port.others):
+            yield HostPort(number=number, cluster=cluster)
+
+
+def _default_routes(
+    host: str, ports: tuple[int, ...], others: Mapping[int, tuple[int, ...]]
+) -> Iterator[HttpRoute]:
     for port in (*ports[1:], ports[0]):
         first = port == ports[0]
         yield HttpRoute(
             name=_DEFAULT if first else f"{_DEFAULT}:{port}",
-            matches=() if first else (_on_port(Match(), port),),
+            matches=() if first else (_on_port(Match(), port, others),),
             timeout_ms=None,
             destinations=(Destination(cluster=names.cluster_name(port, host), weight=1),),
         )
 
 
 def _ruled_routes(
-    router: Router, rule: Entry[VirtualService], hosts: Hosts, ports: tuple[int, ...]
+    router: Router,
+    rule: Entry[VirtualService],
+    hosts: Hosts,
+    ports: tuple[int, ...],
+    others: Mapping[int, tuple[int, ...]],
 ) -> Iterator[HttpRoute]:
     """Give the rule's routes, for the other ports first: those are asked for by number."""
     for port in ports[1:]:
         for route in router.http_routes(completed(rule, hosts, port), port):
-            matches = tuple(_on_port(match, port) for match in route.matches or (Match(),))
+            matches = tuple(_on_port(match, port, others) for match in route.matches or (Match(),))
             yield replace(route, name=f"{route.name}:{port}", matches=matches)
     yield from router.http_routes(completed(rule, hosts, ports[0]), ports[0])
 
 
-def _on_port(match: Match, port: int) -> Match:
-    """Add the port to what a match asks for."""
+def _on_port(match: Match, port: int, others: Mapping[int, tuple[int, ...]]) -> Match:
+    """Add the port, by each of its numbers, to what a match asks for."""
     if match.authority is not None:
         return match
-    return replace(match, authority={"regex": f".*:{port}"})
+    also = others.get(port, ())
+    numbers = f"({'|'.join(map(str, (port, *also)))})" if also else port
+    return replace(match, authority={"regex": f".*:{numbers}"})

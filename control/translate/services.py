@@ -3,7 +3,7 @@
 Workloads of one service may listen on different ports: two versions on one host have to. So ports
 of a service are told apart by name, as in Kubernetes, where each workload may map a name to a
 port of its own. Without names, the only port of each workload is the same port of the service. The
-port of the service has the lowest number that a workload gave it.
+port of the service has the lowest number that a workload gave it, and is called by all of them.
 
 A service that nobody is registered for now keeps the ports that it had, without endpoints.
 
@@ -33,12 +33,16 @@ _TCP = frozenset({"mongo", "mysql", "redis", "tcp", "tls"})  # Istio's words for
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """A port of a service, and the workloads that serve it, by address."""
+    """A port of a service, and the workloads that serve it, by address.
+
+    `others` are further numbers that workloads gave it: callers may use those, too.
+    """
 
     number: int
     name: str
     protocol: Protocol
     workloads: tuple[WorkloadRecord, ...]
+    others: tuple[int, ...] = ()
 
     def endpoints(self, subset: Subset | None = None) -> tuple[SidecarEndpoint, ...]:
         """Give the endpoints, of a subset or all: the sidecars' addresses with their identities."""
@@ -117,22 +121,29 @@ def _ports(by_address: dict[str, WorkloadRecord]) -> tuple[ServicePort, ...]:
             numbered[min(free)] = (key, one)
         else:  # two names for one number: the first name stays
             numbered[min(one.numbers)][1].workloads += one.workloads
-    return tuple(_port(number, *numbered[number]) for number in sorted(numbered))
+    taken = set(numbered)
+    ports = []
+    for number in sorted(numbered):
+        key, one = numbered[number]
+        others = sorted(one.numbers - taken)
+        taken.update(others)
+        ports.append(_port(number, tuple(others), key, one))
+    return tuple(ports)
 
 
 def _former_ports(service: ServiceRecord) -> tuple[ServicePort, ...]:
     found = {port.number: port for port in reversed(service.ports)}
     return tuple(
-        _port(number, port.name, _Port(protocol=port.protocol))
+        _port(number, (), port.name, _Port(protocol=port.protocol))
         for number, port in sorted(found.items())
     )
 
 
-def _port(number: int, key: str, port: _Port) -> ServicePort:
+def _port(number: int, others: tuple[int, ...], key: str, port: _Port) -> ServicePort:
     protocol = Protocol.TCP if port.protocol.lower() in _TCP else Protocol.HTTP
     name = key if key and not key.isdigit() else f"port-{number}"
     workloads = {workload.address: workload for workload in port.workloads}
-    return ServicePort(number, name, protocol, tuple(workloads.values()))
+    return ServicePort(number, name, protocol, tuple(workloads.values()), others)
 
 
 def labels_of(workload: WorkloadRecord) -> dict[str, str]:

@@ -248,6 +248,14 @@ def test_a_route_to_a_missing_cluster_waits_for_it(taker: Taker) -> None:
     assert hosts(outcome) == [A]
 
 
+def test_a_service_whose_port_has_no_cluster_waits_for_it(taker: Taker) -> None:
+    (host,) = msgspec.json.decode(route(A))
+    ports = [{"number": 8080, "cluster": A}, {"number": 9090, "cluster": B}]
+    outcome = taker.take(change("route", outbound=msgspec.json.encode([{**host, "ports": ports}])))
+    (refusal,) = outcome.refusals
+    assert (refusal.type, refusal.name, refusal.waits_for) == ("route", "outbound", B)
+
+
 def test_a_refused_cluster_refuses_the_route_that_names_it(taker: Taker) -> None:
     outcome = taker.take(change("cluster", b=b"{}"), change("route", outbound=route(B)))
     assert [(one.type, one.name) for one in outcome.refusals] == [

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -157,6 +158,34 @@ def test_hot_restart_fails_no_request(tmp_path: Path) -> None:
             for _ in range(3):
                 restart(proxy)
                 load.goes_on()
+            outcomes = load.stop()
+        assert set(outcomes) == {"ok"}, outcomes
+
+
+LAYOUT_AT = 8  # in the header of the shared memory, behind the magic
+
+
+def test_an_image_of_another_layout_is_refused_and_traffic_goes_on(tmp_path: Path) -> None:
+    with echo_origin() as origin, forwarding(origin, tmp_path, workers=2) as (proxy, port):
+        folder = Path(f"/proc/{proxy.process.pid}/fd")
+        shared = max(
+            (fd for fd in folder.iterdir() if "memfd:" in os.readlink(fd)),
+            key=lambda fd: fd.stat().st_size,
+        )
+        children = set(proxy.children())
+        with shared.open("r+b", buffering=0) as memory, Load(port) as load:
+            layout = os.pread(memory.fileno(), 4, LAYOUT_AT)
+            other = int.from_bytes(layout, sys.byteorder) + 1
+            os.pwrite(memory.fileno(), other.to_bytes(4, sys.byteorder), LAYOUT_AT)
+            proxy.process.send_signal(signal.SIGUSR2)
+            wait_for("the refusal", lambda: "hot restart abandoned" in proxy.stderr(), 30)
+            assert "has taken over" not in proxy.stderr()
+            assert f"shared memory has layout {other}, this meshfast reads" in proxy.stderr()
+            load.goes_on()
+            assert set(proxy.children()) == children
+            os.pwrite(memory.fileno(), layout, LAYOUT_AT)
+            restart(proxy)
+            load.goes_on()
             outcomes = load.stop()
         assert set(outcomes) == {"ok"}, outcomes
 

@@ -37,6 +37,8 @@ def main(settings):
     source = RecordedSource(Path({state!r}), os.open("/dev/null", os.O_RDONLY))
     Agent(Settings(settings), source, bytes.decode, build, keys=keys()).run()
     os._exit(0)
+def check(shared_memory_fd, snapshot_fd):
+    assert os.pread(snapshot_fd, 1, 0) == b"{{"
 """
 
 

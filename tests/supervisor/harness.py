@@ -135,10 +135,17 @@ class Mesh:
     def _write_module(self, kind: str, behaviour: str) -> None:
         path = self.modules / f"{kind}_under_test.py"
         new = path.with_suffix(".new")
-        new.write_text(
+        text = (
             f"import sys\nimport fake_{kind}\n\n\ndef main(settings):\n"
             f"    fake_{kind}.main(settings, fake_{kind}.Behaviour({behaviour}))\n"
         )
+        if kind == "agent":
+            text += (
+                "\n\ndef check(shared_memory_fd, snapshot_fd):\n"
+                f"    behaviour = fake_agent.Behaviour({behaviour})\n"
+                "    fake_agent.check(shared_memory_fd, snapshot_fd, behaviour)\n"
+            )
+        new.write_text(text)
         new.replace(path)
         # A cached compilation of the same second and size would be taken for the new text.
         for cached in self.modules.glob(f"__pycache__/{kind}_*"):

@@ -133,6 +133,22 @@ def test_an_image_that_fails_its_check_is_not_executed(serving_mesh: Callable[..
     hot_restart(mesh)
 
 
+def test_an_image_that_cannot_read_what_the_workers_share_is_not_executed(
+    serving_mesh: Callable[..., Mesh],
+) -> None:
+    mesh = serving_mesh(workers=2)
+    before = mesh.children()
+    mesh.agent_behaves("unreadable='shared memory has layout 1, this meshfast reads 2'")
+    mesh.signal(signal.SIGUSR2)
+    mesh.wait_for_text("hot restart abandoned: the new image fails its check (exit code 1)")
+    told = "what runs cannot be taken over, only restarted: shared memory has layout 1"
+    assert told in mesh.stderr
+    assert "has taken over" not in mesh.stderr
+    assert mesh.children() == before
+    mesh.agent_behaves("")
+    hot_restart(mesh)
+
+
 def test_a_new_worker_that_cannot_start_leaves_the_old_ones_in_charge(
     serving_mesh: Callable[..., Mesh],
 ) -> None:

@@ -37,7 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["check", "main"]
 
 
 def main(settings_json: bytes) -> NoReturn:
@@ -49,3 +49,17 @@ def main(settings_json: bytes) -> NoReturn:
     from meshfast.agent.process import main
 
     main(settings_json)
+
+
+def check(shared_memory_fd: int, snapshot_fd: int) -> None:
+    """Raise when an agent and workers of this version could not read what others share now.
+
+    That is another layout of the shared memory or of the snapshot. For a process that ends
+    afterwards.
+    """
+    import os
+
+    from meshfast._core import SharedMemory, Snapshot
+
+    SharedMemory.open(shared_memory_fd)
+    Snapshot.describe(os.pread(snapshot_fd, os.fstat(snapshot_fd).st_size, 0))

@@ -29,6 +29,7 @@ __all__ = [
     "Fault",
     "Header",
     "HeaderEdits",
+    "HostPort",
     "HttpRoute",
     "Listener",
     "ListenerTls",
@@ -227,12 +228,23 @@ class HttpRoute(_WithAbsent, frozen=True, kw_only=True):
     response_headers: HeaderEdits | UnsetType | None = UNSET
 
 
+class HostPort(_Part, frozen=True, kw_only=True):
+    """A port of a service, and the cluster for bytes that are not HTTP."""
+
+    number: int
+    cluster: str
+
+
 class VirtualHost(_Part, frozen=True, kw_only=True):
-    """The routes for some domains; a domain occurs once per listener."""
+    """The routes for some domains; a domain occurs once per listener.
+
+    With `ports` it is a service, called by no other ones; the first is for callers that name none.
+    """
 
     name: str
     domains: tuple[str, ...]
     routes: tuple[HttpRoute, ...]
+    ports: tuple[HostPort, ...] = ()
 
 
 class TcpRoute(_Part, frozen=True, kw_only=True):

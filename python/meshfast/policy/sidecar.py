@@ -349,6 +349,7 @@ class _Offer:
             for one in host.routes
             for destination in one.destinations
         }
+        wanted |= {port.cluster for host in hosts for port in host.ports}
         return sorted(wanted - self.next[CLUSTER].keys())
 
     def _culprit(self, message: str, document: Document) -> tuple[str, str] | None:

@@ -10,7 +10,8 @@ What is not carried over: the records of past deaths.
 Invariants
 1. Until `exec` succeeds nothing has changed; every failure before leaves the old image in charge.
 2. No signal is lost: they are blocked from the last look at them until the new image listens.
-3. A state of another `VERSION` is refused by `--check`, so it never reaches `exec`.
+3. A state of another `VERSION`, shared memory or a snapshot of another layout is refused by
+   `--check`, so it never reaches `exec`.
 
 Tests: tests/supervisor/test_hot_restart.py.
 """
@@ -135,11 +136,14 @@ class HotRestart:
             say("hot restart: one is under way already")
             return
         fd = _memfd(self._state().encode())
+        # What the workers of the new image would be given; onto itself, a descriptor is inherited.
+        held = (self._holdings.settings.shared_memory_fd, self._holdings.snapshot_fd)
         try:
             self._check_pid = os.posix_spawn(
                 sys.executable,
                 command("--check", "--state-fd", str(fd)),
                 os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, one, one) for one in held],
                 setpgroup=0,
                 setsigmask=[],
                 setsigdef=[signal.SIGPIPE],
@@ -200,17 +204,27 @@ class HotRestart:
 
 
 def check(text: bytes) -> None:
-    """Raise what would keep this image from taking over: the state, or a room that does not load.
+    """Raise what would keep this image from taking over.
 
-    The rooms are imported here, in a process that ends right away; the supervisor never does.
+    That is the state, a room that does not load, or shared memory or a snapshot that its processes
+    cannot read. The rooms are imported here, in a process that ends right away; the supervisor
+    never does.
     """
-    settings = State.parse(text).holdings.settings
+    holdings = State.parse(text).holdings
+    settings = holdings.settings
     sys.path[:0] = settings.module_path
-    for module in (settings.worker_module, settings.agent_module):
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise StateError(f"{module}: {type(error).__name__}: {error}") from error
+    _, agent = _loaded(settings.worker_module), _loaded(settings.agent_module)
+    try:
+        agent.check(settings.shared_memory_fd, holdings.snapshot_fd)
+    except Exception as error:
+        raise StateError(f"what runs cannot be taken over, only restarted: {error}") from error
+
+
+def _loaded(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise StateError(f"{module}: {type(error).__name__}: {error}") from error
 
 
 def _memfd(content: bytes) -> int:

@@ -5,7 +5,8 @@ required but `entry_points`; a key that is not declared is refused, so a newer C
 understood. Nothing is defaulted here: defaults are the CLI's.
 
 `entry_points` names the modules whose `main(settings: bytes)` a child runs, and directories to put
-on the module path first. The tests of the supervisor put their own worker there; nothing else does.
+on the module path first; the agent's also has `check`, for a hot restart. The tests of the
+supervisor put their own worker there; nothing else does.
 
 Tests: tests/supervisor/test_settings.py.
 """

@@ -26,6 +26,7 @@ use crate::request::Request;
 use crate::shared::TcpTotals;
 use crate::timers::Key;
 use crate::trace::{self, TraceContext};
+use crate::tunnel::Inside;
 use crate::worker::Worker;
 
 /// For destinations outside every cluster: Istio's `connectTimeout`.
@@ -56,7 +57,7 @@ impl Worker {
             |(generation, index)| (Rc::clone(generation), index),
         );
         let now_us = self.clock.now_us();
-        let inbound = self.downstreams[downstream_id].inbound.as_ref();
+        let inbound = self.downstreams[downstream_id].inbound();
         let caller = inbound.map(|inbound| Rc::clone(&inbound.caller));
         let exchange = Exchange {
             generation,
@@ -143,8 +144,17 @@ impl Worker {
         let exchange_id = self.open_exchange(downstream_id, Carries::Tcp, None, now_us);
         let exchange = &mut self.exchanges[exchange_id];
         exchange.is_delimited = false;
-        if let Some(inbound) = self.downstreams[downstream_id].inbound.clone() {
+        if let Some(inbound) = self.downstreams[downstream_id].inbound().cloned() {
             return self.go_inbound(exchange_id, &inbound);
+        }
+        if self.downstreams[downstream_id].tunnel().is_some() {
+            return match self.opaque_destination(exchange_id) {
+                Ok(destination) => {
+                    self.exchanges[exchange_id].destination = Some(destination);
+                    self.start(exchange_id, 0);
+                }
+                Err(_) => self.fail(exchange_id, Failure::NoRoute),
+            };
         }
         let generation = Rc::clone(&exchange.generation);
         match generation
@@ -163,7 +173,7 @@ impl Worker {
     /// Where the caller wanted to go, and by which route it gets there.
     fn route(&mut self, exchange_id: usize) {
         let exchange = &mut self.exchanges[exchange_id];
-        if let Some(inbound) = self.downstreams[exchange.downstream].inbound.clone() {
+        if let Some(inbound) = self.downstreams[exchange.downstream].inbound().cloned() {
             return self.go_inbound(exchange_id, &inbound);
         }
         let generation = Rc::clone(&exchange.generation);
@@ -171,10 +181,13 @@ impl Worker {
             .request
             .as_deref()
             .expect("an HTTP exchange has a request");
-        let Some(facts) = listener_facts(exchange, &self.downstreams[exchange.downstream]) else {
+        let downstream = &self.downstreams[exchange.downstream];
+        let Some(facts) = listener_facts(exchange, downstream) else {
             return self.fail(exchange_id, Failure::NoRoute);
         };
-        if !shows_credential(exchange, request) {
+        let tunnel = downstream.tunnel();
+        // What comes inside a CONNECT has shown it there.
+        if tunnel.is_none() && !shows_credential(exchange, request) {
             self.rejected("proxy_credential_missing_or_wrong");
             return self.answer(exchange_id, 407, "UAEX", "proxy_authentication_required");
         }
@@ -196,11 +209,19 @@ impl Worker {
         if is_looping(request, facts.direction) {
             return self.fail(exchange_id, Failure::RequestLoop);
         }
-        let choice = match exchange.carries {
-            Carries::Connect => Err(NoRoute::NoVirtualHost),
-            _ => generation
-                .snapshot
-                .route(exchange.listener, request, &mut self.random),
+        let (listener, snapshot) = (exchange.listener, &generation.snapshot);
+        let choice = match (exchange.carries, tunnel) {
+            (Carries::Connect, _) => {
+                match snapshot.route_opaque(listener, request.authority_bytes()) {
+                    Ok(_) => return self.grant_tunnel(exchange_id),
+                    Err(why) => Err(why),
+                }
+            }
+            (_, Some(tunnel)) => {
+                let inside = Inside { request, tunnel };
+                snapshot.route(listener, &inside, &mut self.random)
+            }
+            (_, None) => snapshot.route(listener, request, &mut self.random),
         };
         match (choice, arrival.destination) {
             (Ok(choice), _) => {
@@ -212,7 +233,10 @@ impl Worker {
                     self.start_handled(exchange_id, &generation.snapshot, choice);
                 }
             }
-            (Err(_), Some(arrival::Host { host, port })) if facts.forward_proxy => {
+            // A host of ours that does not serve this is not asked outside the mesh instead.
+            (Err(NoRoute::NoVirtualHost), Some(arrival::Host { host, port }))
+                if facts.forward_proxy =>
+            {
                 let host = host.to_owned();
                 self.pass_through(exchange_id, &host, port);
             }
@@ -433,7 +457,7 @@ fn listener_facts(exchange: &Exchange, downstream: &Downstream) -> Option<Listen
     let listener = exchange.listener()?;
     Some(ListenerFacts {
         direction: listener.direction,
-        forward_proxy: listener.forward_proxy,
+        forward_proxy: listener.forward_proxy && downstream.tunnel().is_none(),
         original: None,
         local: downstream.session.local.socket(),
         peer: downstream.peer.socket(),

@@ -17,6 +17,7 @@ use crate::session::{Flushed, Session};
 use crate::stream::Peer;
 use crate::timers::Key;
 use crate::trace;
+use crate::tunnel::Tunnel;
 use crate::upstream::READS_PER_TURN;
 use crate::worker::Worker;
 
@@ -45,14 +46,20 @@ pub(crate) struct Downstream {
     pub(crate) is_closing: bool,
     /// The rest of a request body that nobody wants any more, because the answer came first.
     leftover: Option<Box<Leftover>>,
-    /// Of a stream of a leg: which port is called, and by whom.
-    pub(crate) inbound: Option<Box<Inbound>>,
+    /// What it is inside of; none for a connection of a caller's own.
+    pub(crate) within: Option<Box<Within>>,
     /// A head that is not whole yet.
     partial: Option<Box<Request>>,
     /// When the first byte of the head came; 0 between requests.
     head_started_us: u64,
     /// Since when the session has waited for a request, in ms.
     pub(crate) idle_since_ms: u64,
+}
+
+/// What a session can be inside of.
+pub(crate) enum Within {
+    Leg(Inbound),
+    Tunnel(Tunnel),
 }
 
 /// A body that is read and thrown away, so that the next request can be found behind it.
@@ -74,7 +81,7 @@ impl Downstream {
             keep_alive: false,
             is_closing: false,
             leftover: None,
-            inbound: None,
+            within: None,
             partial: None,
             head_started_us: 0,
             idle_since_ms: now_ms,
@@ -87,6 +94,27 @@ impl Downstream {
             && !self.is_closing
             && self.leftover.is_none()
             && self.session.input.is_empty()
+    }
+
+    /// Of a stream of a leg: which port is called, and by whom.
+    pub(crate) fn inbound(&self) -> Option<&Inbound> {
+        match self.within.as_deref() {
+            Some(Within::Leg(inbound)) => Some(inbound),
+            _ => None,
+        }
+    }
+
+    /// Of a connection whose CONNECT was granted.
+    pub(crate) fn tunnel(&self) -> Option<&Tunnel> {
+        match self.within.as_deref() {
+            Some(Within::Tunnel(tunnel)) => Some(tunnel),
+            _ => None,
+        }
+    }
+
+    /// A granted CONNECT of which nothing has said yet what it carries.
+    fn is_unknown_inside(&self) -> bool {
+        self.tunnel().is_some_and(Tunnel::is_unknown)
     }
 
     /// Has the rest of a body thrown away before the next request is read.
@@ -117,6 +145,7 @@ impl Worker {
                 (true, _) => self.discard_input(downstream_id),
                 (false, Some(exchange_id)) => self.pump_request(exchange_id),
                 (false, None) if downstream.leftover.is_some() => self.take_leftover(downstream_id),
+                (false, None) if downstream.is_unknown_inside() => self.look_inside(downstream_id),
                 (false, None) => self.take_request(downstream_id),
             };
             if !came && !moved {
@@ -510,6 +539,11 @@ impl Worker {
     /// A downstream deadline has passed: first byte, head, idle or linger.
     pub(crate) fn downstream_timer(&mut self, downstream_id: usize) {
         let downstream = &mut self.downstreams[downstream_id];
+        let waits_to_know = !downstream.is_closing && downstream.exchange.is_none();
+        if waits_to_know && downstream.is_unknown_inside() {
+            // The other side speaks first.
+            return self.begin_tcp(downstream_id);
+        }
         if downstream.is_closing {
             if downstream.session.output.is_empty() {
                 return self.drop_downstream(downstream_id);

@@ -28,7 +28,7 @@ use meshfast_wire::frame::ErrorCode;
 use meshfast_wire::mux::{self, Connection, Event, PEER_STREAMS_MAX, Role};
 use rustc_hash::FxHashMap;
 
-use crate::downstream::{Downstream, HEAD_TIMEOUT_MS};
+use crate::downstream::{Downstream, HEAD_TIMEOUT_MS, Within};
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination};
 use crate::session::{Flushed, Session};
@@ -488,7 +488,7 @@ impl Worker {
         session.local = leg.session.local;
         let now_ms = self.clock.now_ms();
         let mut downstream = Downstream::new(session, leg.listener, leg.peer, now_ms);
-        downstream.inbound = Some(Box::new(Inbound { port, caller }));
+        downstream.within = Some(Box::new(Within::Leg(Inbound { port, caller })));
         let downstream_id = self.downstreams.insert(downstream);
         self.legs[leg_id]
             .streams

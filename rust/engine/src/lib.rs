@@ -35,6 +35,7 @@ mod timers;
 pub mod tls;
 mod trace;
 mod tries;
+mod tunnel;
 mod upstream;
 mod worker;
 

@@ -21,6 +21,7 @@ use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
 use crate::stream::Stream;
 use crate::timers::Key;
+use crate::tunnel::ESTABLISHED;
 use crate::worker::Worker;
 
 /// Interim (1xx) responses passed on per exchange; more is an attack (CVE-2024-53271).
@@ -450,7 +451,7 @@ impl Worker {
             Carries::Connect => {
                 let downstream = exchange.downstream;
                 let output = self.downstreams[downstream].session.output.tail();
-                output.extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
+                output.extend_from_slice(ESTABLISHED);
                 exchange.outcome.status = 200;
                 exchange.outcome.detail = "via_upstream";
                 exchange.answered_us = now_us;

@@ -761,7 +761,7 @@ impl Worker {
             worker
                 .downstreams
                 .iter()
-                .any(|(_, it)| it.inbound.is_some())
+                .any(|(_, it)| it.inbound().is_some())
                 || worker.is_called()
         };
         if self.inbound == Inbound::Leaving && !has_call(self) {

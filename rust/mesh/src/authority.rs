@@ -149,7 +149,7 @@ pub(crate) fn unbracketed(host: &[u8]) -> Option<&[u8]> {
     host.strip_prefix(b"[")?.strip_suffix(b"]")
 }
 
-fn parse_port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
+pub(crate) fn parse_port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
     if digits.is_empty() {
         return Ok(None);
     }

@@ -18,7 +18,7 @@ use crate::error::{Error, Problems};
 use crate::matching::{Match, NamedMatch, Patterns, StringMatch};
 use crate::retry::Retry;
 use crate::route::{Destinations, Route, TcpRoute, WeightedCluster};
-use crate::snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
+use crate::snapshot::{Cluster, Endpoint, HostPort, Listener, Snapshot, VirtualHost};
 
 /// Lines for endpoints in shared memory.
 const ENDPOINT_SLOTS: u32 = 4096;
@@ -284,11 +284,36 @@ impl Compiler<'_> {
                 response_headers,
             })
         });
+        let ports = self.each("ports", host.ports, |this, _, port| this.host_port(&port));
         Some(VirtualHost {
             name: host.name,
             domains: host.domains,
             routes,
+            ports,
         })
+    }
+
+    fn host_port(&mut self, port: &document::HostPort) -> Option<HostPort> {
+        let number = u16::try_from(port.number).ok().filter(|it| *it > 0);
+        if number.is_none() {
+            let text = "a port is a number from 1 to 65535";
+            self.problems.report_member("number", text);
+        }
+        let cluster = self.known_cluster(&port.cluster);
+        Some(HostPort {
+            number: number?,
+            cluster: cluster?,
+        })
+    }
+
+    /// The index of a cluster that is named here.
+    fn known_cluster(&mut self, name: &str) -> Option<usize> {
+        let found = self.clusters.get(name).copied();
+        if found.is_none() {
+            let text = format!("no cluster is called {name:?}");
+            self.problems.report_member("cluster", text);
+        }
+        found
     }
 
     fn destinations(&mut self, destinations: Vec<document::Destination>) -> Option<Destinations> {
@@ -296,13 +321,8 @@ impl Compiler<'_> {
         let clusters = self.each("destinations", destinations, |this, _, destination| {
             let request_headers = this.edits("request_headers", destination.request_headers);
             let response_headers = this.edits("response_headers", destination.response_headers);
-            let Some(&cluster) = this.clusters.get(&destination.cluster) else {
-                let text = format!("no cluster is called {:?}", destination.cluster);
-                this.problems.report_member("cluster", text);
-                return None;
-            };
             Some(WeightedCluster {
-                cluster,
+                cluster: this.known_cluster(&destination.cluster)?,
                 weight: destination.weight,
                 is_plain: request_headers.is_none() && response_headers.is_none(),
                 request_headers,

@@ -56,4 +56,4 @@ pub use matching::{Match, Request};
 pub use random::Random;
 pub use retry::{Decision, InFlight, Outcome, Retry, Try};
 pub use route::{Choice, Destinations, NoRoute, Route, RoutePlace, TcpRoute, WeightedCluster};
-pub use snapshot::{Cluster, Endpoint, Listener, Snapshot, VirtualHost};
+pub use snapshot::{Cluster, Endpoint, HostPort, Listener, Snapshot, VirtualHost};

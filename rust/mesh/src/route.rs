@@ -9,12 +9,13 @@ mod tests;
 
 use std::fmt;
 
+use crate::authority::{parse_port, split};
 use crate::edits::HeaderEdits;
 use crate::fault::Fault;
 use crate::matching::{Match, Request};
 use crate::random::Random;
 use crate::retry::{self, Retry};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{HostPort, Snapshot, VirtualHost};
 
 /// What was decided for a request or a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub enum NoRoute {
     NoListener,
     /// The virtual host has no route that matches; for TCP: the listener has no route.
     NoMatch,
+    /// The virtual host is a service that does not have the port.
+    NoPort,
     /// No virtual host of the listener has the authority's host among its domains.
     NoVirtualHost,
 }
@@ -64,6 +67,7 @@ impl fmt::Display for NoRoute {
         formatter.write_str(match self {
             Self::NoListener => "no such listener",
             Self::NoMatch => "no route matches",
+            Self::NoPort => "the service does not have this port",
             Self::NoVirtualHost => "no virtual host has this domain",
         })
     }
@@ -181,11 +185,31 @@ impl Destinations {
     }
 }
 
+/// What an authority without a port means (RFC 9110 4.2.1); many clients leave it out when they are
+/// told it.
+const HTTP_PORT: u16 = 80;
+
+impl VirtualHost {
+    /// The port of the service that an authority means: the one it names; without one, or with HTTP's
+    /// where the service has no such port, the first.
+    fn port(&self, authority: &[u8]) -> Option<&HostPort> {
+        let (_, text) = split(authority);
+        let number = match text {
+            None => HTTP_PORT,
+            Some(text) => parse_port(text).ok()?.unwrap_or(HTTP_PORT),
+        };
+        let named = self.ports.iter().find(|port| port.number == number);
+        let first = self.ports.first().filter(|_| number == HTTP_PORT);
+        named.or(first)
+    }
+}
+
 impl Snapshot {
     /// Decides where a request goes.
     ///
     /// # Errors
-    /// When no virtual host has the authority's host, or none of its routes matches.
+    /// When no virtual host has the authority's host, it does not have its port, or none of its routes
+    /// matches.
     pub fn route<'s>(
         &'s self,
         listener: usize,
@@ -197,7 +221,13 @@ impl Snapshot {
             .domains
             .find(request.authority())
             .ok_or(NoRoute::NoVirtualHost)?;
-        let (index, route) = listener.virtual_hosts[host]
+        let virtual_host = &listener.virtual_hosts[host];
+        if !virtual_host.ports.is_empty() {
+            virtual_host
+                .port(request.authority())
+                .ok_or(NoRoute::NoPort)?;
+        }
+        let (index, route) = virtual_host
             .routes
             .iter()
             .enumerate()
@@ -216,6 +246,22 @@ impl Snapshot {
             cluster: destination.cluster,
             is_plain: route.is_plain && destination.is_plain,
         })
+    }
+
+    /// Decides where bytes go that are not HTTP and that a caller sends to an authority of his choice:
+    /// to the cluster of a port of the service, whatever the routes for requests say.
+    ///
+    /// # Errors
+    /// `NoVirtualHost` also when the virtual host has no ports, and so is no service; `NoPort` when it
+    /// has other ones.
+    pub fn route_opaque(&self, listener: usize, authority: &[u8]) -> Result<usize, NoRoute> {
+        let listener = self.listeners.get(listener).ok_or(NoRoute::NoListener)?;
+        let found = listener.domains.find(authority);
+        let host = found.map(|host| &listener.virtual_hosts[host]);
+        let service = host.filter(|host| !host.ports.is_empty());
+        let service = service.ok_or(NoRoute::NoVirtualHost)?;
+        let port = service.port(authority).ok_or(NoRoute::NoPort)?;
+        Ok(port.cluster)
     }
 
     /// Decides where a connection goes: the first route of the listener takes it.

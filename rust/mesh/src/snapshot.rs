@@ -76,6 +76,18 @@ pub struct VirtualHost {
     pub domains: Vec<String>,
     /// The first that matches is taken.
     pub routes: Vec<Route>,
+    /// The ports of the service, the first one for callers that name none; empty where any port will
+    /// do.
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Its number.
+    pub number: u16,
+    /// Index of the cluster for bytes that are not HTTP.
+    pub cluster: usize,
 }
 
 /// A named upstream.
@@ -207,6 +219,14 @@ impl Snapshot {
                 .routes
                 .iter()
                 .map(|route| self.route_document(route))
+                .collect(),
+            ports: host
+                .ports
+                .iter()
+                .map(|port| document::HostPort {
+                    number: u32::from(port.number),
+                    cluster: self.clusters[port.cluster].name.clone(),
+                })
                 .collect(),
         };
         let tcp_route = |route: &TcpRoute| document::TcpRoute {

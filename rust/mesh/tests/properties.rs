@@ -428,7 +428,8 @@ fn documents() -> impl Strategy<Value = Value> {
     (routes, tcp_destinations, weights(1), weights(1)).prop_map(
         |(routes, destinations, one, two)| {
             document(
-                json!([{"name": "h", "domains": ["a.b", "*.b", "c.*", "*"], "routes": routes}]),
+                json!([{"name": "h", "domains": ["a.b", "*.b", "c.*", "*"], "routes": routes,
+                       "ports": [{"number": 8080, "cluster": "one"}]}]),
                 json!([{"name": "t", "destinations": destinations}]),
                 json!([
                     cluster("one", "LEAST_REQUEST", &one, 0),

@@ -83,6 +83,27 @@ def test_a_service_with_several_ports_is_routed_by_the_port_in_the_authority() -
     assert (first["matches"], clusters(first)) == ([], [PAYMENT])
 
 
+def test_a_service_is_called_by_the_ports_that_its_workloads_gave_it_and_no_other() -> None:
+    rules = rule(f"[{{route: [{to('payment')}]}}]", hosts="shop.example.com")
+    view = translated(
+        rules,
+        workload("payment", Port(8080, "http"), Port(9090, "admin"), at=1),
+        workload("payment", Port(8081, "http"), Port(9091, "admin"), at=2),
+    )
+    ports = {one["name"]: one["ports"] for one in view["route"]["outbound"]}
+    admin = "outbound|9090||payment.default"
+    assert ports["default/payment"] == [
+        {"number": 8080, "cluster": PAYMENT},
+        {"number": 8081, "cluster": PAYMENT},
+        {"number": 9090, "cluster": admin},
+        {"number": 9091, "cluster": admin},
+    ]
+    assert ports["default/rule"] == [], "no service of the mesh: any port will do"
+    on_admin, first = routes(view, "payment")
+    assert on_admin["matches"][0]["authority"] == {"regex": ".*:(9090|9091)"}
+    assert clusters(first) == [PAYMENT]
+
+
 def test_a_rule_replaces_the_default_route() -> None:
     text = rule(f"[{{match: [{{uri: {{prefix: /a}}}}], timeout: 2s, route: [{to('payment')}]}}]")
     view = translated(text, workload(at=1))

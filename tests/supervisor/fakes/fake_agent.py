@@ -17,12 +17,22 @@ from typing import Any, NoReturn
 class Behaviour:
     """`boot_exit`: exit with this code at once. `is_stubborn`: does not end when told to stop.
 
-    `is_cut_off`: cannot withdraw, as without a control plane that answers.
+    `is_cut_off`: cannot withdraw, as without a control plane that answers. `unreadable`: why it
+    could not go on with what is shared.
     """
 
     boot_exit: int | None = None
     is_stubborn: bool = False
     is_cut_off: bool = False
+    unreadable: str = ""
+
+
+def check(shared_memory_fd: int, snapshot_fd: int, behaviour: Behaviour) -> None:
+    """Tell before a hot restart whether this image could go on with what is shared."""
+    os.fstat(shared_memory_fd)
+    assert os.pread(snapshot_fd, 4096, 0).startswith(b"snapshot")
+    if behaviour.unreadable:
+        raise OSError(behaviour.unreadable)
 
 
 class Agent:

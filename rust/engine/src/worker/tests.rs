@@ -328,3 +328,4 @@ fn what_an_idle_connection_holds_stays_small() {
 
 mod legs;
 mod tries;
+mod tunnels;

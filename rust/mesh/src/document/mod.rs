@@ -152,6 +152,15 @@ pub(crate) struct VirtualHost {
     pub(crate) name: String,
     pub(crate) domains: Vec<String>,
     pub(crate) routes: Vec<Route>,
+    /// The ports of the service; none = it is called by any port.
+    pub(crate) ports: Vec<HostPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostPort {
+    pub(crate) number: u32,
+    /// Where bytes that are not HTTP go.
+    pub(crate) cluster: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

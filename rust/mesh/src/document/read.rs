@@ -7,8 +7,8 @@
 use super::node::Node;
 use super::{
     Balancer, ClientMode, Cluster, ClusterTls, Condition, Destination, Direction, Document,
-    Endpoint, Fault, FaultAbort, FaultDelay, Field, HeaderEdits, Listener, ListenerTls, Match,
-    NamedMatch, Protocol, Retry, Route, ServerMode, Service, StringMatch, TcpRoute, Tracing,
+    Endpoint, Fault, FaultAbort, FaultDelay, Field, HeaderEdits, HostPort, Listener, ListenerTls,
+    Match, NamedMatch, Protocol, Retry, Route, ServerMode, Service, StringMatch, TcpRoute, Tracing,
     VirtualHost, Workload,
 };
 use crate::error::Problems;
@@ -234,7 +234,8 @@ read_members!(Listener:
     forward_proxy, virtual_hosts, tcp_routes, tls, credential_sha256, workload);
 read_members!(ListenerTls: mode;);
 read_members!(ClusterTls: mode;);
-read_members!(VirtualHost: name, domains, routes;);
+read_members!(VirtualHost: name, domains, routes; ports);
+read_members!(HostPort: number, cluster;);
 read_members!(Route: name, destinations;
     matches, timeout_ms, retry, fault, request_headers, response_headers);
 read_members!(Retry: attempts, on, backoff_ms, avoid_tried; per_try_timeout_ms, statuses);

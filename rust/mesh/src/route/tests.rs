@@ -81,6 +81,40 @@ fn stays_in_the_virtual_host_of_the_domain() {
 }
 
 #[test]
+fn a_service_is_called_by_its_own_ports_only() {
+    let on = |port: &str| json!([{"authority": {"regex": format!(".*:{port}")}}]);
+    let snapshot = example::snapshot(&with_hosts(json!([
+        {"name": "any", "domains": ["*"], "routes": [route("any", json!([]), "a")]},
+        {"name": "pay", "domains": ["pay"],
+         "routes": [route("second", on("9000"), "b"), route("first", json!([]), "a")],
+         "ports": [{"number": 8080, "cluster": "a"}, {"number": 9000, "cluster": "b"}]},
+        {"name": "web", "domains": ["web"], "routes": [route("web", json!([]), "a")],
+         "ports": [{"number": 8080, "cluster": "a"}, {"number": 80, "cluster": "b"}]},
+    ])));
+    let mut random = Random::new(1);
+    for (authority, expected, cluster) in [
+        ("pay", Ok("first"), Ok(0)),
+        ("pay:", Ok("first"), Ok(0)),
+        ("pay:80", Ok("first"), Ok(0)),
+        ("PAY.:8080", Ok("first"), Ok(0)),
+        ("pay:9000", Ok("second"), Ok(1)),
+        ("pay:9", Err(NoRoute::NoPort), Err(NoRoute::NoPort)),
+        ("pay:443", Err(NoRoute::NoPort), Err(NoRoute::NoPort)),
+        ("pay:90000", Err(NoRoute::NoPort), Err(NoRoute::NoPort)),
+        ("web", Ok("web"), Ok(1)),
+        ("web:80", Ok("web"), Ok(1)),
+        ("web:8080", Ok("web"), Ok(0)),
+        ("other:9", Ok("any"), Err(NoRoute::NoVirtualHost)),
+    ] {
+        let choice = snapshot.route(0, &Get::new(authority, "/"), &mut random);
+        assert_eq!(choice.map(|it| it.route), expected, "{authority}");
+        let opaque = snapshot.route_opaque(0, authority.as_bytes());
+        assert_eq!(opaque, cluster, "{authority}");
+    }
+    assert_eq!(snapshot.route_opaque(9, b"pay"), Err(NoRoute::NoListener));
+}
+
+#[test]
 fn says_why_there_is_no_route() {
     let mut document = with_hosts(json!([
         {"name": "shop", "domains": ["shop"], "routes": []}]));

@@ -83,6 +83,7 @@ fn reports_every_contradiction_with_its_path() {
     route["matches"][0]["headers"][0] = json!({"name": "X-User", "match": {"regex": "["}});
     route["matches"][0]["query_params"][0]["name"] = json!("");
     hosts[0]["routes"][1]["destinations"] = json!([{"cluster": "a", "weight": 0}]);
+    hosts[0]["ports"] = json!([{"number": 65536, "cluster": "nowhere"}]);
     document["listeners"][1]["name"] = json!("gateway/0.0.0.0:8080");
     document["listeners"][1]["forward_proxy"] = json!(true);
     document["clusters"][1]["connect_timeout_ms"] = json!(0);
@@ -103,6 +104,8 @@ fn reports_every_contradiction_with_its_path() {
         format!("{host}[0].routes[0].matches[0].query_params[0].name: a query parameter has a"),
         format!("{host}[0].routes[0].destinations[1].cluster: no cluster is called \"nowhere\""),
         format!("{host}[0].routes[1].destinations: the weights have a sum above 0"),
+        format!("{host}[0].ports[0].number: a port is a number from 1 to 65535"),
+        format!("{host}[0].ports[0].cluster: no cluster is called \"nowhere\""),
         format!("{host}[1].domains[0]: \"SHOP.example.com.\" occurs a second time"),
         format!("{host}[1].domains[1]: \"a:80\": a domain has no port"),
         format!("{host}[1].routes[0].destinations[1]"),

@@ -111,7 +111,7 @@ impl Mesh {
         });
     }
 
-    fn until(&mut self, what: &str, done: impl Fn(&Worker, &Worker) -> bool) {
+    pub(super) fn until(&mut self, what: &str, done: impl Fn(&Worker, &Worker) -> bool) {
         for _ in 0..300 {
             if done(&self.near.worker, &self.far.worker) {
                 return;
@@ -123,7 +123,7 @@ impl Mesh {
     }
 
     /// Steps both until the client can read `count` bytes, and reads them.
-    fn read(&mut self, client: &mut TcpStream, count: usize) -> Vec<u8> {
+    pub(super) fn read(&mut self, client: &mut TcpStream, count: usize) -> Vec<u8> {
         client.set_nonblocking(true).unwrap();
         let mut read = Vec::new();
         for _ in 0..3_000 {
