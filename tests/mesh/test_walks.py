@@ -203,6 +203,24 @@ def test_a_workers_death(tmp_path: Path) -> None:
         assert total(mesh.order, "istio_requests_total") >= began + counted[200]
 
 
+def test_a_service_that_has_left(tmp_path: Path) -> None:
+    with closing(Mesh(tmp_path)) as mesh:
+        mesh.payment.stop()
+        wait_until(lambda: not workloads(mesh), "payment is deregistered")
+        wait_until(
+            lambda: mesh.order.get(f"{mesh.url}/left")[0] == 503, "order knows that it has left"
+        )
+        # Not passed through to whatever else has the name, which would be DF here or a stranger.
+        lines = wait_until(lambda: mesh.lines("order", path="/left"), "order records it")
+        assert (lines[-1]["response_code"], lines[-1]["response_flags"]) == (503, "UH")
+        port = mesh.url.rpartition(":")[2]
+        assert lines[-1]["upstream_cluster"] == f"outbound|{port}||payment.default"
+
+
+def workloads(mesh: Mesh) -> object:
+    return mesh.control.services()["payment.default"]["workloads"]
+
+
 @contextmanager
 def calls(mesh: Mesh, rate: float) -> Iterator[Counter[Any]]:
     """Call at a pace, one at a time, while the block runs; what came back, counted."""
@@ -268,21 +286,3 @@ def shown_certificate(sidecar: Sidecar) -> x509.Certificate:
         context.wrap_socket(plain) as encrypted,
     ):
         return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
-
-
-def test_a_service_that_has_left(tmp_path: Path) -> None:
-    with running(tmp_path) as mesh:
-        mesh.payment.stop()
-        wait_until(lambda: not workloads(mesh), "payment is deregistered")
-        wait_until(
-            lambda: mesh.order.get(f"{mesh.url}/left")[0] == 503, "order knows that it has left"
-        )
-        # Not passed through to whatever else has the name, which would be DF here or a stranger.
-        lines = wait_until(lambda: mesh.lines("order", path="/left"), "order records it")
-        assert (lines[-1]["response_code"], lines[-1]["response_flags"]) == (503, "UH")
-        port = mesh.url.rpartition(":")[2]
-        assert lines[-1]["upstream_cluster"] == f"outbound|{port}||payment.default"
-
-
-def workloads(mesh: Mesh) -> object:
-    return mesh.control.services()["payment.default"]["workloads"]
