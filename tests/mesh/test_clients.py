@@ -222,13 +222,14 @@ def only_here(name: str) -> str:
 
 
 def named(mesh: Fixture, instance: str) -> dict[str, str]:
-    """Wait until something of an instance is found, and return the only finding."""
+    """Wait until a client of an instance is found, and return the only finding of that kind."""
     found: list[dict[str, str]] = []
 
     def is_found() -> bool:
         code, findings = checked(mesh)
         assert (code == 1) == bool(findings)
-        found[:] = [one for one in findings if one["instance"] == instance]
+        of_it = [one for one in findings if one["instance"] == instance]
+        found[:] = [one for one in of_it if one["kind"] != "health"]  # it may still be starting
         return bool(found)
 
     wait_until(is_found, f"{instance} is named")

@@ -131,9 +131,10 @@ def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
 
         def synced() -> bool:
             mesh = json.loads(operator.run("status", "-o", "json"))
-            return [one["state"] for one in mesh["sidecars"]] == ["SYNCED"]
+            in_sync = [one["state"] for one in mesh["sidecars"]] == ["SYNCED"]
+            return in_sync and bool(mesh["services"])  # registered once the application accepts
 
-        wait_until(synced, "the sidecar holds what it should")
+        wait_until(synced, "the sidecar is registered and holds what it should")
         row = operator.run("status").splitlines()[3]
         assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
         (used,) = json.loads(operator.run("token", "list", "-o", "json"))
