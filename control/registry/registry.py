@@ -73,6 +73,7 @@ class _Held:
     key: str
     lease: int = 0
     record: WorkloadRecord | None = None
+    coming: WorkloadRecord | None = None  # while it is written
     stream: object | None = None
     until_ms: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -124,7 +125,11 @@ class Registry:
                 if self._held.get(key) is not held:
                     continue  # it was let go of while this waited
                 self._check_share(held, record)
-                await asyncio.to_thread(self._write, held, record)
+                held.coming = record
+                try:
+                    await asyncio.to_thread(self._write, held, record)
+                finally:
+                    held.coming = None
                 held.stream = stream
                 return
 
@@ -195,36 +200,53 @@ class Registry:
             raise ShareError(f"{record.identity} has {taken} endpoints, {ENDPOINTS_MAX} at most")
 
     def _write(self, held: _Held, record: WorkloadRecord) -> None:
-        """Put the record under a living lease, unless it is there already."""
+        """Put the record under a living lease, and its service, until both are there.
+
+        Looking once more after the last write finds a workload that came while it was made and had
+        nothing to write itself.
+        """
         while True:
             entry = self._store.read(held.key)
             if entry is not None:
                 held.lease = entry.lease
             alive = self._keep_alive(held)
-            puts, conditions = self._service(record)
-            if puts or entry is None or not alive or decode(entry) != record:
-                lease = held.lease if alive else self._store.grant(self._grace_ms)
-                puts.append(Put(held.key, msgspec.json.encode(record), lease))
-                conditions.append(Condition(held.key, None if entry is None else entry.modified))
-                try:
-                    self._store.transact(Transaction(tuple(puts), tuple(conditions)))
-                except (ConflictError, LeaseGoneError):
-                    continue  # it expired, or its service was written, at this very moment
+            puts, conditions = self._service(held, record)
+            if not puts and entry is not None and alive and decode(entry) == record:
+                held.record = record
+                return
+            lease = held.lease if alive else self._store.grant(self._grace_ms)
+            puts.append(Put(held.key, msgspec.json.encode(record), lease))
+            conditions.append(Condition(held.key, None if entry is None else entry.modified))
+            # It may expire, or its service be written, at this very moment.
+            with suppress(ConflictError, LeaseGoneError):
+                self._store.transact(Transaction(tuple(puts), tuple(conditions)))
                 held.lease = lease
-            held.record = record
-            return
 
-    def _service(self, record: WorkloadRecord) -> tuple[list[Put | Delete], list[Condition]]:
-        """Give what has to be written for the service of a workload, and what must still hold."""
+    def _service(
+        self, held: _Held, record: WorkloadRecord
+    ) -> tuple[list[Put | Delete], list[Condition]]:
+        """Give what has to be written for the service of a workload, and what must still hold.
+
+        The entry is read before the other workloads are looked at, those that are being written
+        among them: what comes later finds what is written for this one, and adds to it.
+        """
         key = service_key(record.namespace, record.service)
         entry = self._store.read(key)
-        before = ServiceRecord(name=record.service, namespace=record.namespace, ports=())
-        if entry is not None:
-            before = msgspec.json.decode(entry.value, type=ServiceRecord)
-        after = before.with_ports(record.ports)
-        condition = Condition(key, None if entry is None else entry.modified)
-        is_known = entry is not None and after == before
-        return [] if is_known else [Put(key, msgspec.json.encode(after))], [condition]
+        others = (one.coming or one.record for one in list(self._held.values()) if one is not held)
+        of_service = [
+            one
+            for one in others
+            if one is not None and (one.service, one.namespace) == (record.service, record.namespace)
+        ]
+        # The last one that goes leaves the service as it was with it.
+        last = (held.record,) if held.record is not None else ()
+        after = ServiceRecord.of([*of_service, record]) or ServiceRecord.of(last)
+        puts: list[Put | Delete] = []
+        if after is not None:
+            value = msgspec.json.encode(after)
+            if entry is None or entry.value != value:
+                puts.append(Put(key, value))
+        return puts, [Condition(key, None if entry is None else entry.modified)]
 
     def _delete(self, key: str) -> None:
         """Remove the record that is there now, if there is one."""

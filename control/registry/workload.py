@@ -5,8 +5,9 @@
 
     /services/<namespace>/<name>       ServiceRecord in JSON: somebody once registered for it
 
-A service outlives its workloads: its name stays one of the mesh, answered 503, until an operator
-has it forgotten. Callers would send in plain text to whatever else has the name otherwise.
+A service outlives its workloads: its name stays one of the mesh, answered 503 at the ports that it
+had, until an operator has it forgotten. Callers would send in plain text to whatever else has the
+name otherwise.
 
 The identity in a record, and in its key, is the certificate's, never the message's: nobody can take
 an instance of another identity. Service, namespace and instance are compared with what the
@@ -26,7 +27,6 @@ from typing import Final
 import msgspec
 
 from meshfast.discovery import Port, Registration
-from meshfast.discovery.messages import PORTS_MAX
 from meshfast.resources.texts import CHECKS, CLAIM_CHECKS
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
 
 WORKLOADS_PREFIX: Final = "/workloads/"
 SERVICES_PREFIX: Final = "/services/"
+#: A port takes some 150 bytes, a workload has 64 at most, and a value of the store 1 MiB.
+PORT_SETS_MAX: Final = 64
 _PROTOCOL: Final = re.compile(r"[a-z0-9-]{0,16}", re.ASCII)
 
 
@@ -85,17 +87,25 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that workloads have registered for, with the ports that they had."""
+    """A service that workloads have registered for.
+
+    `registered` is what its workloads had as ports when the last of them registered, each set once,
+    in the order of addresses. So the service has the same ports without workloads as with them.
+    """
 
     name: str
     namespace: str
-    ports: tuple[Port, ...]
+    registered: tuple[tuple[Port, ...], ...]
 
-    def with_ports(self, ports: Iterable[Port]) -> ServiceRecord:
-        """Add the ports whose numbers are new, as many as a workload may have."""
-        known = {port.number: port for port in ports} | {port.number: port for port in self.ports}
-        kept = (*self.ports, *(port for port in known.values() if port not in self.ports))
-        return msgspec.structs.replace(self, ports=kept[:PORTS_MAX])
+    @classmethod
+    def of(cls, workloads: Iterable[WorkloadRecord]) -> ServiceRecord | None:
+        """Make the record of a service from workloads of it; None when they have no ports."""
+        serving = sorted((one for one in workloads if one.ports), key=lambda one: one.address)
+        if not serving:
+            return None
+        sets = tuple(dict.fromkeys(one.ports for one in serving))
+        first = serving[0]
+        return cls(name=first.service, namespace=first.namespace, registered=sets[:PORT_SETS_MAX])
 
 
 def service_key(namespace: str, name: str) -> str:

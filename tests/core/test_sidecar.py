@@ -275,6 +275,15 @@ def test_what_a_kept_route_needs_stays_privately_with_its_endpoints(taker: Taker
     assert (clusters(outcome), outcome.private) == ([], frozenset())
 
 
+def test_an_endpoint_keeps_the_port_of_its_workload(taker: Taker) -> None:
+    outcome = taker.take(change("endpoint", a=endpoints("10.0.0.1:1", port=9001)))
+    [endpoint] = outcome.document.clusters[-1].endpoints
+    assert endpoint.port == 9001
+    outcome = taker.take(change("endpoint", a=endpoints("10.0.0.1:1")))
+    [endpoint] = outcome.document.clusters[-1].endpoints
+    assert endpoint.port is msgspec.UNSET
+
+
 def test_a_private_cluster_that_is_given_again_is_private_no_more(taker: Taker) -> None:
     taker.take(change("cluster", "a"))
     assert taker.private == {("cluster", A)}

@@ -89,13 +89,19 @@ class Service(_Part, frozen=True, kw_only=True):
     namespace: str
 
 
-class Endpoint(_Part, frozen=True, kw_only=True):
-    """One address of a cluster; `0 <= slot < 4096`, `weight >= 1`."""
+class Endpoint(_WithAbsent, frozen=True, kw_only=True):
+    """One address of a cluster; `0 <= slot < 4096`, `weight >= 1`.
+
+    `port` is what the workload's sidecar is asked for; without it, the port in the cluster's name.
+    """
+
+    absent = ("port",)
 
     slot: int
     address: str
     weight: int
     workload: Workload
+    port: int | UnsetType | None = UNSET
 
 
 class ClusterTls(_Part, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from meshfast.errors import ConfigError
 from meshfast.policy import names
@@ -105,12 +106,16 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SidecarEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An endpoint as the control plane sends it: without slot, with what it knows of its health."""
+    """An endpoint as the control plane sends it: without slot, with what it knows of its health.
+
+    `port` is the workload's own, which may be another one than the service's.
+    """
 
     address: str
     weight: int
     workload: Workload
     healthy: bool = True
+    port: int | UnsetType = UNSET
 
 
 #: type → name → body.
@@ -201,6 +206,7 @@ def compose(
                         address=one.address,
                         weight=one.weight,
                         workload=one.workload,
+                        port=one.port,
                     )
                     for one in endpoints.get(name, ())
                 ),
@@ -421,7 +427,7 @@ def _outbound_listener(sidecar: Sidecar, parts: _Parts) -> Listener:
         name=OUTBOUND, direction="outbound", protocol="HTTP", forward_proxy=True
     )
     hosts = [host for _, hosts in sorted(parts.routes.items()) for host in hosts]
-    credential = sidecar.credential_sha256 or msgspec.UNSET
+    credential = sidecar.credential_sha256 or UNSET
     return msgspec.structs.replace(
         listener,
         name=sidecar.outbound,

@@ -269,7 +269,9 @@ impl Worker {
         let exchange = &self.exchanges[exchange_id];
         let port = match exchange.destination {
             Some(Destination::Cluster(index)) => {
-                exchange.generation.snapshot.clusters[index].target_port()
+                let cluster = &exchange.generation.snapshot.clusters[index];
+                let chosen = exchange.endpoint.expect("a leg leads to an endpoint");
+                cluster.target_port(&cluster.endpoints[chosen as usize])
             }
             _ => None,
         };

@@ -12,7 +12,7 @@ use crate::document::Document;
 use crate::error::BlobError;
 
 /// Changes with any change of the document's types, including their order.
-pub(crate) const LAYOUT_VERSION: u32 = 3;
+pub(crate) const LAYOUT_VERSION: u32 = 4;
 
 const MAGIC: [u8; 4] = *b"MFSN";
 /// Bytes before the checksum.

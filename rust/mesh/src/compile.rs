@@ -159,11 +159,16 @@ impl Compiler<'_> {
         let address = address
             .map_err(|text| self.problems.report_member("address", text))
             .ok()?;
+        let port = match endpoint.port {
+            Some(number) => Some(self.port_number("port", number)?),
+            None => None,
+        };
         (endpoint.weight > 0).then_some(Endpoint {
             slot: endpoint.slot,
             address,
             weight: endpoint.weight,
             workload: endpoint.workload,
+            port,
         })
     }
 
@@ -294,16 +299,22 @@ impl Compiler<'_> {
     }
 
     fn host_port(&mut self, port: &document::HostPort) -> Option<HostPort> {
-        let number = u16::try_from(port.number).ok().filter(|it| *it > 0);
-        if number.is_none() {
-            let text = "a port is a number from 1 to 65535";
-            self.problems.report_member("number", text);
-        }
+        let number = self.port_number("number", port.number);
         let cluster = self.known_cluster(&port.cluster);
         Some(HostPort {
             number: number?,
             cluster: cluster?,
         })
+    }
+
+    /// A port that is written in a member.
+    fn port_number(&mut self, member: &'static str, number: u32) -> Option<u16> {
+        let found = u16::try_from(number).ok().filter(|it| *it > 0);
+        if found.is_none() {
+            let text = "a port is a number from 1 to 65535";
+            self.problems.report_member(member, text);
+        }
+        found
     }
 
     /// The index of a cluster that is named here.

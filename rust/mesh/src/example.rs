@@ -19,7 +19,7 @@ pub(crate) fn document() -> Value {
             "name": name, "service": service, "subset": "v1", "balancer": "LEAST_REQUEST",
             "connect_timeout_ms": 10000, "tls": null, "idle_timeout_ms": 3000,
             "endpoints": [{"slot": slot, "address": format!("127.0.0.1:{}", 9001 + slot),
-                           "weight": 1, "workload": workload}],
+                           "weight": 1, "workload": workload, "port": 8081 + slot}],
         })
     };
     let condition = json!({

@@ -124,6 +124,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Who answers there.
     pub workload: Workload,
+    /// The workload's own port; none = the service's.
+    pub port: Option<u16>,
 }
 
 impl Snapshot {
@@ -359,11 +361,14 @@ impl NamedMatch {
 }
 
 impl Cluster {
-    /// The port of the workload behind the mesh's inbound port: the second part of the name
-    /// (`outbound|8080||payment.default`).
+    /// The port that is asked for behind the mesh's inbound port of an endpoint: the workload's own,
+    /// or where nothing is said of one the service's, as with `targetPort` in Kubernetes. That is the
+    /// second part of the cluster's name (`outbound|8080||payment.default`).
     #[must_use]
-    pub fn target_port(&self) -> Option<u16> {
-        self.name.split('|').nth(1)?.parse().ok()
+    pub fn target_port(&self, endpoint: &Endpoint) -> Option<u16> {
+        endpoint
+            .port
+            .or_else(|| self.name.split('|').nth(1)?.parse().ok())
     }
 
     fn to_document(&self) -> document::Cluster {
@@ -372,6 +377,7 @@ impl Cluster {
             address: endpoint.address.to_string(),
             weight: endpoint.weight,
             workload: endpoint.workload.clone(),
+            port: endpoint.port.map(u32::from),
         };
         document::Cluster {
             name: self.name.clone(),

@@ -77,7 +77,7 @@ fn workload() -> Value {
 fn cluster(name: &str, balancer: &str, weights: &[u32], first_slot: usize) -> Value {
     let endpoint = |(at, weight): (usize, &u32)| {
         json!({"slot": first_slot + at, "address": format!("10.0.0.1:{}", 1000 + at),
-               "weight": weight, "workload": workload()})
+               "weight": weight, "workload": workload(), "port": (at % 2 == 1).then_some(8000 + at)})
     };
     json!({"name": name, "service": {"host": "s", "name": "s", "namespace": "default"},
            "subset": "", "balancer": balancer, "connect_timeout_ms": 1000,

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from meshfast.control.registry import Registry, WorkloadRecord, workload_key
+from meshfast.control.registry import Registry, ServiceRecord, WorkloadRecord, workload_key
 from meshfast.control.registry.registry import ENDPOINTS_MAX, ShareError, decode
-from meshfast.control.store import FullError, SqliteStore
+from meshfast.control.store import FullError, SqliteStore, Transaction
 from meshfast.discovery import Port
 
 GRACE_MS = 10_000
@@ -279,6 +280,86 @@ def test_many_at_once_are_all_written(world: World) -> None:
 
     asyncio.run(everybody())
     assert len(world.instances()) == 100
+
+
+def registered(world: World) -> list[list[int]]:
+    """The sets of ports that the service is kept with."""
+    entry = world.store.read("/services/default/payment")
+    if entry is None:
+        return []
+    found = msgspec.json.decode(entry.value, type=ServiceRecord)
+    return [[port.number for port in ports] for ports in found.registered]
+
+
+def at(address: int, *ports: int, **changes: object) -> WorkloadRecord:
+    return record(
+        f"p{address}",
+        address=f"10.0.0.{address}:15006",
+        ports=tuple(Port(number) for number in ports),
+        **changes,
+    )
+
+
+def test_a_service_is_kept_with_the_ports_of_those_who_are_there(world: World) -> None:
+    one, two = object(), object()
+    register(world, two, at(2, 9000))
+    register(world, one, at(1, 8080))
+    assert registered(world) == [[8080], [9000]]
+    register(world, one, at(1))  # it drains
+    assert registered(world) == [[9000]]
+    register(world, two, at(2))
+    assert registered(world) == [[9000]]
+    register(world, two, at(2))
+    assert registered(world) == [[9000]]
+
+
+def test_a_service_is_not_kept_with_ports_of_long_ago(world: World) -> None:
+    for number in range(1000, 1100):  # a developer's free port of each start
+        stream = object()
+        register(world, stream, at(1, number))
+        asyncio.run(world.registry.deregister(stream, at(1).key))
+    assert registered(world) == [[1099]]
+
+
+def test_a_service_that_was_forgotten_does_not_come_back_by_a_farewell(world: World) -> None:
+    register(world, object(), at(1))
+    assert registered(world) == []
+
+
+def test_services_of_one_name_in_two_namespaces_are_two(world: World) -> None:
+    register(world, object(), at(1, 8080))
+    register(world, object(), at(2, 9000, namespace="shop"))
+    assert registered(world) == [[8080]]
+
+
+def test_ports_of_all_who_register_at_once_are_kept(world: World) -> None:
+    async def everybody() -> None:
+        records = [at(number, 8000 + number % 8) for number in range(1, 65)]
+        calls = [world.registry.register(object(), one) for one in records]
+        await asyncio.gather(*calls)
+
+    asyncio.run(everybody())
+    assert sorted(registered(world)) == [[8000 + number] for number in range(8)]
+
+
+def test_one_that_comes_while_another_writes_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(world, object(), at(1, 8080))
+    register(world, object(), at(2, 9000))
+    write = world.store.transact
+
+    def beside(transaction: Transaction) -> object:
+        """Bring back, in the very moment of the write, what the write takes for gone."""
+        monkeypatch.setattr(world.store, "transact", write)
+        held = world.registry._held[at(2).key]
+        held.coming = at(2, 9000)
+        return write(transaction)
+
+    world.registry._held[at(2).key].record = None
+    monkeypatch.setattr(world.store, "transact", beside)
+    register(world, object(), at(1, 8081))
+    assert registered(world) == [[8081], [9000]]
 
 
 def test_keys_are_named_by_identity_and_instance() -> None:

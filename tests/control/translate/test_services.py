@@ -1,7 +1,11 @@
 """Services from workloads: what has one name is one port, whatever its number at each workload."""
 
-from msgspec.structs import replace
+from dataclasses import replace
 
+import pytest
+from msgspec.structs import replace as replace_struct
+
+from meshfast.control.registry import ServiceRecord
 from meshfast.control.translate import mesh_services
 from meshfast.discovery import Port
 from meshfast.resources.kinds import Protocol
@@ -70,7 +74,7 @@ def test_the_later_registration_of_an_address_counts() -> None:
 
 
 def test_one_without_ports_serves_nothing() -> None:
-    assert shape(replace(workload(), ports=())) == {}
+    assert shape(replace_struct(workload(), ports=())) == {}
 
 
 def test_protocols_are_istio_s_words() -> None:
@@ -79,6 +83,47 @@ def test_protocols_are_istio_s_words() -> None:
     )
     protocols = {port.number: port.protocol for port in found["db.default"].ports}
     assert protocols == {80: Protocol.HTTP, 5432: Protocol.TCP, 6379: Protocol.TCP}
+
+
+def test_an_endpoint_carries_the_number_of_its_own_workload() -> None:
+    [service] = mesh_services(
+        [
+            workload("payment", Port(8082, "http"), Port(9092, "admin"), at=1),
+            workload("payment", Port(8081, "web"), Port(9091, "admin"), at=2),
+            workload("payment", Port(8081, "http"), at=3),
+        ]
+    ).values()
+    assert {
+        (port.number, port.name): [(one.address, one.port) for one in port.endpoints()]
+        for port in service.ports
+    } == {
+        (8081, "http"): [
+            ("10.0.0.1:15006", 8082),
+            ("10.0.0.3:15006", 8081),
+            ("10.0.0.2:15006", 8081),
+        ],
+        (9091, "admin"): [("10.0.0.1:15006", 9092), ("10.0.0.2:15006", 9091)],
+    }
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        [[Port(8081)], [Port(8080)]],
+        [[Port(8081, "http", "http")], [Port(8080, "http", "http")]],
+        [[Port(8081, "http"), Port(9091, "db", "tcp")], [Port(8082, "http")], [Port(9091, "web")]],
+        [[Port(1), Port(2)], [Port(2), Port(3)]],
+        [[Port(80, "http", "http")], [Port(80, "web", "tcp")]],
+    ],
+)
+def test_a_service_that_has_left_has_the_very_ports_that_it_had(ports: list[list[Port]]) -> None:
+    workloads = [workload("payment", *its, at=at) for at, its in enumerate(ports)]
+    record = ServiceRecord.of(workloads)
+    assert record is not None
+    [served] = mesh_services(workloads, [record]).values()
+    [left] = mesh_services([], [record]).values()
+    assert not left.is_served
+    assert left.ports == tuple(replace(port, served=()) for port in served.ports)
 
 
 def test_endpoints_name_who_answers_there() -> None:

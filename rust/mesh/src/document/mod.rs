@@ -327,6 +327,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: String,
     pub(crate) weight: u32,
     pub(crate) workload: Workload,
+    /// The workload's own port for what the cluster is; None is the port in the cluster's name.
+    pub(crate) port: Option<u32>,
 }
 
 impl Document {

@@ -251,4 +251,4 @@ read_members!(Match: ;
 read_members!(NamedMatch: name, r#match; invert);
 read_members!(Cluster:
     name, service, subset, balancer, connect_timeout_ms, idle_timeout_ms, endpoints; tls);
-read_members!(Endpoint: slot, address, weight, workload;);
+read_members!(Endpoint: slot, address, weight, workload; port);

@@ -90,11 +90,13 @@ fn reports_every_contradiction_with_its_path() {
     document["clusters"][1]["endpoints"][0]["address"] = json!("payment:9001");
     document["clusters"][1]["endpoints"][0]["slot"] = json!(4096);
     document["clusters"][0]["endpoints"][0]["weight"] = json!(0);
+    document["clusters"][0]["endpoints"][0]["port"] = json!(0);
     let found = problems(&document);
     let host = "listeners[0].virtual_hosts";
     let expected = [
         "version: 2 is not 1".to_owned(),
         "clusters[0].endpoints[0].weight: the weight of an endpoint is above 0".to_owned(),
+        "clusters[0].endpoints[0].port: a port is a number from 1 to 65535".to_owned(),
         "clusters[1].connect_timeout_ms: a connect takes more than 0 ms".to_owned(),
         "clusters[1].endpoints[0].slot: a slot is below 4096".to_owned(),
         "clusters[1].endpoints[0].address: expected ip:port, [ip6]:port or unix:/path".to_owned(),
@@ -279,6 +281,24 @@ fn refuses_an_endpoint_on_port_0() {
         found,
         ["clusters[0].endpoints[0].address: no one listens on port 0"]
     );
+}
+
+#[test]
+fn an_endpoint_is_asked_for_its_own_port_or_else_for_the_services() {
+    let mut document = example::document();
+    let name = "outbound|8080||payment.default";
+    document["listeners"] = json!([]);
+    let mut target = |port: Value, name: &str| {
+        document["clusters"][0]["name"] = json!(name);
+        document["clusters"][0]["endpoints"][0]["port"] = port;
+        let snapshot = example::snapshot(&document);
+        let cluster = &snapshot.clusters[0];
+        cluster.target_port(&cluster.endpoints[0])
+    };
+    assert_eq!(target(json!(9001), name), Some(9001));
+    assert_eq!(target(json!(null), name), Some(8080));
+    assert_eq!(target(json!(9001), "another"), Some(9001));
+    assert_eq!(target(json!(null), "another"), None);
 }
 
 #[test]
