@@ -2,6 +2,9 @@
 
     resources → index (by name) → listeners and routes → the clusters they name → slots
 
+The document stands for the first Gateway or ForwardProxy of the resources, and each listener of
+another one for that one.
+
 Every problem of every step is raised together, except that slots are given only when there is
 none. Pure: the same resources, slots and answers of `resolve` give the same document.
 
@@ -12,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from meshfast.errors import ConfigError, Problem, in_file_order
-from meshfast.policy import names
 from meshfast.policy.clusters import build_clusters, check_entries, check_selected
 from meshfast.policy.destination_rules import check_rules
 from meshfast.policy.document import Document, Listener, Workload
 from meshfast.policy.index import Index
-from meshfast.policy.listeners import build_listeners
+from meshfast.policy.listeners import build_listeners, stands_for
 from meshfast.policy.routes import Router
 from meshfast.policy.slots import SlotAllocator
 from meshfast.resources import Loaded
@@ -44,10 +49,12 @@ def compile(
     listeners, problems = _routed(router)
     if problems:
         raise ConfigError(in_file_order(problems))
+    edges = (one.resource for one in resources if isinstance(one.resource, Gateway | ForwardProxy))
+    workload = stands_for(next(edges))
     return Document(
         generation=generation,
-        workload=_workload(resources),
-        listeners=listeners,
+        workload=workload,
+        listeners=tuple(_without(workload, listener) for listener in listeners),
         clusters=build_clusters(router.upstreams, resolve, allocator, generation),
     )
 
@@ -73,10 +80,6 @@ def _routed(router: Router) -> tuple[tuple[Listener, ...], list[Problem]]:
     ]
 
 
-def _workload(resources: Sequence[Loaded]) -> Workload:
-    """Name this proxy after its first Gateway or ForwardProxy."""
-    edge = next(
-        item.resource for item in resources if isinstance(item.resource, Gateway | ForwardProxy)
-    )
-    metadata = edge.metadata
-    return names.workload(metadata.labels, metadata.namespace, metadata.name)
+def _without(workload: Workload, listener: Listener) -> Listener:
+    """Leave out whom a listener stands for where that is said of the whole document."""
+    return replace(listener, workload=UNSET) if listener.workload == workload else listener

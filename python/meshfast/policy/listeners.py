@@ -14,12 +14,19 @@ from dataclasses import dataclass, field
 
 from meshfast.errors import Problem
 from meshfast.policy import names
-from meshfast.policy.document import Listener, TcpRoute, VirtualHost
+from meshfast.policy.document import Listener, TcpRoute, VirtualHost, Workload
 from meshfast.policy.index import Entry, Index, nearest
 from meshfast.policy.routes import Router, takes_port
-from meshfast.resources.kinds import Gateway, Protocol, Server, VirtualService, VirtualServiceSpec
+from meshfast.resources.kinds import (
+    ForwardProxy,
+    Gateway,
+    Protocol,
+    Server,
+    VirtualService,
+    VirtualServiceSpec,
+)
 
-__all__ = ["build_listeners"]
+__all__ = ["build_listeners", "stands_for"]
 
 ANY_ADDRESS = "0.0.0.0"
 _WILDCARDS = (ANY_ADDRESS, "[::]")
@@ -79,6 +86,12 @@ def build_listeners(index: Index, router: Router) -> tuple[tuple[Listener, ...],
         problem = Problem("nothing to serve: there is no Gateway and no ForwardProxy")
         builder.problems.append(problem)
     return tuple(listeners), builder.problems
+
+
+def stands_for(edge: Gateway | ForwardProxy) -> Workload:
+    """Name the workload that telemetry shows for what a resource has a proxy listen on."""
+    metadata = edge.metadata
+    return names.workload(metadata.labels, metadata.namespace, metadata.name)
 
 
 class _Builder:
@@ -217,13 +230,19 @@ class _Builder:
                     self.problems.append(entry.origin.problem(message, "spec", "hosts", at))
 
     def listener(self, bound: _Bound) -> Listener:
-        """Build one listener with everything that is served on it."""
-        name = f"gateway/{bound.address}"
-        if bound.protocol is Protocol.TCP:
-            routes = tuple(self._tcp_routes(bound))
-            return Listener(name=name, direction="gateway", protocol="TCP", tcp_routes=routes)
-        hosts = tuple(self._virtual_hosts(bound))
-        return Listener(name=name, direction="gateway", protocol="HTTP", virtual_hosts=hosts)
+        """Build one listener with everything that is served on it.
+
+        Where several Gateways share an address it stands for the first of them.
+        """
+        is_tcp = bound.protocol is Protocol.TCP
+        return Listener(
+            name=f"gateway/{bound.address}",
+            direction="gateway",
+            protocol="TCP" if is_tcp else "HTTP",
+            virtual_hosts=() if is_tcp else tuple(self._virtual_hosts(bound)),
+            tcp_routes=tuple(self._tcp_routes(bound)) if is_tcp else (),
+            workload=stands_for(bound.places[0].gateway.resource),
+        )
 
     def _virtual_services(self, bound: _Bound) -> dict[str, Entry[VirtualService]]:
         merged: dict[str, Entry[VirtualService]] = {}
@@ -290,6 +309,7 @@ class _Builder:
                 direction="outbound",
                 protocol="HTTP",
                 forward_proxy=True,
+                workload=stands_for(entry.resource),
             )
 
 

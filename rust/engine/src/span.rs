@@ -86,7 +86,7 @@ impl<'e> Hop<'e> {
         };
         Self {
             is_server,
-            own: &exchange.generation.snapshot.workload,
+            own: exchange.generation.snapshot.workload_of(exchange.listener),
             other: other.unwrap_or_default(),
             local,
             remote,

@@ -784,8 +784,12 @@ fn a_listener_with_a_workload_of_its_own_counts_for_that() {
     let front = FRONT.replace("\"virtual_hosts\"", own);
     let cluster = cluster("c", application.address, "", "null");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut bench = Bench::start(listener, &document(&front, &cluster), None);
+    let tracing = "{\"tracing\":{\"sampling_parts_per_million\":1000000},";
+    let document = document(&front, &cluster).replacen('{', tracing, 1);
+    let mut bench = Bench::start(listener, &document, None);
     assert_eq!(status(&bench.ask(&request("GET", ""))), "200");
+    let span = String::from_utf8(bench.memory.drain_spans(100_000)).unwrap();
+    assert!(span.contains("\"serviceName\":\"inner.n\""), "{span}");
     let series = bench.memory.series().into_iter().find_map(|it| match it {
         crate::shared::SeriesTotals::Http(labels, _) => Some(labels),
         _ => None,
