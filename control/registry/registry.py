@@ -35,7 +35,6 @@ from meshfast.control.registry.workload import (
     WORKLOADS_PREFIX,
     ServiceRecord,
     WorkloadRecord,
-    service_key,
 )
 from meshfast.control.store import (
     Condition,
@@ -230,14 +229,10 @@ class Registry:
         The entry is read before the other workloads are looked at, those that are being written
         among them: what comes later finds what is written for this one, and adds to it.
         """
-        key = service_key(record.namespace, record.service)
+        key = record.service_key
         entry = self._store.read(key)
         others = (one.coming or one.record for one in list(self._held.values()) if one is not held)
-        of_service = [
-            one
-            for one in others
-            if one is not None and (one.service, one.namespace) == (record.service, record.namespace)
-        ]
+        of_service = [one for one in others if one is not None and one.service_key == key]
         # The last one that goes leaves the service as it was with it.
         last = (held.record,) if held.record is not None else ()
         after = ServiceRecord.of([*of_service, record]) or ServiceRecord.of(last)

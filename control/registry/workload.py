@@ -70,6 +70,11 @@ class WorkloadRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Where the store has it."""
         return workload_key(self.namespace, self.account, self.instance)
 
+    @property
+    def service_key(self) -> str:
+        """Where the store has its service."""
+        return service_key(self.namespace, self.service)
+
     @classmethod
     def of(cls, registration: Registration, instance: str, identity: str) -> WorkloadRecord:
         """Join what a workload says with what its certificate says."""

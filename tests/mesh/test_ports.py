@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,7 @@ def test_what_has_left_is_not_there_at_its_ports_and_unknown_at_others(mesh: Fix
         for one in replicas:
             one.stop()
         for one in replicas:
-            url = f"http://localhost:{one.port}/left"
-            wait_until(lambda url=url: order.get(url)[0] == 503, f"{url} has left:\n{order.text}")
+            wait_until(partial(is_unserved, order, one.port), f"it has left:\n{order.text}")
         assert mesh.control.services()["localhost.default"]["ports"] == served
         assert order.get(f"http://localhost:{port}/after")[0] == 404
         status, connection = tunnel(order, f"localhost:{port}")
@@ -82,6 +82,11 @@ def test_what_has_left_is_not_there_at_its_ports_and_unknown_at_others(mesh: Fix
     assert (503, "UH", f"outbound|{served[0]}||localhost.default") in outcomes()["/left"]
     assert {code for code, flags, _ in outcomes()["/left"] if flags != "UH"} <= {404, 200}
     assert {one[:2] for one in outcomes()["/after"]} == {(404, "NR")}
+
+
+def is_unserved(caller: Sidecar, port: int) -> bool:
+    """Tell whether the service is known, and nobody is there to serve it."""
+    return caller.get(f"http://localhost:{port}/left")[0] == 503
 
 
 @contextmanager

@@ -291,12 +291,12 @@ def registered(world: World) -> list[list[int]]:
     return [[port.number for port in ports] for ports in found.registered]
 
 
-def at(address: int, *ports: int, **changes: object) -> WorkloadRecord:
+def at(address: int, *ports: int, namespace: str = "default") -> WorkloadRecord:
     return record(
         f"p{address}",
         address=f"10.0.0.{address}:15006",
         ports=tuple(Port(number) for number in ports),
-        **changes,
+        namespace=namespace,
     )
 
 
