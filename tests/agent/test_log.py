@@ -27,7 +27,7 @@ def test_a_line_is_one_json_object_with_time_level_and_fields() -> None:
 
 def test_levels_below_the_chosen_one_are_left_out() -> None:
     reading, writing = os.pipe()
-    log = Log("warning", writing)
+    log = Log("warn", writing)
     log.debug("a")
     log.info("b")
     log.warning("c")

@@ -413,9 +413,11 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def forwarding(origin: Origin, folder: Path, workers: int = 1) -> Iterator[tuple[Proxy, int]]:
-    """A proxy that sends everything to `origin`, and its port."""
+def forwarding(
+    origin: Origin, folder: Path, workers: int = 1, more: Sequence[str] = ()
+) -> Iterator[tuple[Proxy, int]]:
+    """A proxy that sends everything to `origin`, and its port; `more` are further options."""
     port = free_port()
     arguments = ["--listen", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{origin.port}"]
-    with Proxy(arguments, folder, workers) as proxy:
+    with Proxy([*arguments, *more], folder, workers) as proxy:
         yield proxy, port

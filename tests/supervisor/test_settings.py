@@ -59,6 +59,7 @@ def test_refuses_a_document_without_a_field(name: str) -> None:
         ({"workers": 2.0}, "workers must be int, not float"),
         ({"drain_ms": -1}, "drain_ms must be 0 to"),
         ({"snapshot_fd": -1}, "snapshot_fd must be 0 to"),
+        ({"log_level": "warning"}, "log_level must be one of trace, debug, info, warn, error"),
         ({"instance": "../other"}, "instance must be"),
         ({"instance": ""}, "instance must be"),
         ({"app": []}, "app must be null or dict, not list"),

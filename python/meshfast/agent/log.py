@@ -17,7 +17,9 @@ import time
 
 __all__ = ["LEVELS", "Log"]
 
-LEVELS = ("debug", "info", "warning", "error")
+# The words of `--log-level`, and which lines they begin with.
+LEVELS = {"trace": 0, "debug": 0, "info": 1, "warn": 2, "error": 3}
+_WORDS = ("debug", "info", "warning", "error")
 
 _LINE_BYTES_MAX = 4096  # PIPE_BUF: what a pipe takes whole, or not at all
 
@@ -27,7 +29,7 @@ class Log:
 
     def __init__(self, level: str, fd: int = 2) -> None:
         """`level` is one of `LEVELS`."""
-        self._from = LEVELS.index(level)
+        self._from = LEVELS[level]
         self._fd = fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
@@ -51,7 +53,7 @@ class Log:
     def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
         if level < self._from:
             return
-        record = {"time": _now(), "level": LEVELS[level], "process": "agent", "event": event}
+        record = {"time": _now(), "level": _WORDS[level], "process": "agent", "event": event}
         line = json.dumps(record | fields, separators=(",", ":")).encode() + b"\n"
         try:
             for start in range(0, len(line), _LINE_BYTES_MAX):

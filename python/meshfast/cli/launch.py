@@ -76,7 +76,8 @@ def serve(options: Options) -> NoReturn:
         resolve=resolve,
         build=_core.Snapshot.build,
     )
-    if sys.stderr is not None:  # closed by whoever started us
+    # The standard error may have been closed by whoever started us.
+    if sys.stderr is not None and options.log_level != "error":
         for warning in warnings_about(resources):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     snapshot_fd = sealed("meshfast-snapshot", snapshot)

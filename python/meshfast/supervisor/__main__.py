@@ -21,7 +21,7 @@ from meshfast.supervisor import lock
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.hot_restart import State, StateError, check
 from meshfast.supervisor.launch import launch
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, keep_to, say
 from meshfast.supervisor.settings import Settings, SettingsError
 from meshfast.supervisor.sockets import BindError, bind_all
 from meshfast.supervisor.supervisor import Supervisor
@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> int:
                 check(_read(int(fd)))
                 return 0
             case _:
-                say(USAGE)
+                fail(USAGE)
                 return 2
     except (BindError, OSError, SettingsError, StateError, lock.LockError) as error:
-        say(str(error))
+        fail(str(error))
         return 1
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write("meshfast")  # what ps and top show (proc(5))
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
 def _boot(text: bytes) -> Supervisor:
     """Validate, lock, bind; raise what is wrong with nothing left behind."""
     settings = Settings.parse(text)
+    keep_to(settings.log_level)
     for fd in (settings.shared_memory_fd, settings.snapshot_fd):
         os.set_inheritable(fd, False)
     lock_fd, was_unclean = lock.acquire(settings.runtime_dir, settings.instance)
@@ -86,6 +87,7 @@ def _launch(path: str) -> NoReturn:
 
 def _resume(text: bytes) -> Supervisor:
     state = State.parse(text)
+    keep_to(state.holdings.settings.log_level)
     for fd in state.fds():
         os.set_inheritable(fd, False)
     return Supervisor.resume(state)

@@ -31,7 +31,7 @@ from meshfast.supervisor.fleet import BOOT_DEATHS_MAX, BOOT_S_MAX, Fleet
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.loop import Loop
 from meshfast.supervisor.post import hang_up, listen_to
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, say, warn
 from meshfast.supervisor.respawn import Respawn
 from meshfast.supervisor.settings import SocketSettings
 from meshfast.supervisor.sockets import BindError, bind
@@ -130,7 +130,7 @@ class AgentPost:
         agent = self.agent
         if agent is not None and agent.kill_at is not None and now >= agent.kill_at:
             doing = "gone" if agent.phase == DRAINING else "ready"
-            say(f"agent (pid {agent.pid}) is not {doing} in time and is killed")
+            warn(f"agent (pid {agent.pid}) is not {doing} in time and is killed")
             agent.kill_at = None
             agent.kill()
 
@@ -149,7 +149,7 @@ class AgentPost:
         self.agent = None
         if agent.phase == DRAINING:
             return True
-        say(f"agent (pid {pid}) died: {describe_status(status)}")
+        fail(f"agent (pid {pid}) died: {describe_status(status)}")
         self.post.on_death(now, was_ready=agent.phase == SERVING)
         is_boot_failure = os.waitstatus_to_exitcode(status) == BOOT_FAILURE
         if agent.phase == BOOTING and (is_boot_failure or self.post.boot_deaths >= BOOT_DEATHS_MAX):
@@ -168,7 +168,7 @@ class AgentPost:
                 settings.agent_module, settings.module_path, self.holdings.agent_settings
             )
         except OSError as error:
-            say(f"agent cannot be forked: {error.strerror}")
+            fail(f"agent cannot be forked: {error.strerror}")
             self.post.hold(now)
             return
         self.agent = Child(
@@ -264,6 +264,6 @@ def _newer(
         raise channel.ChannelError(f"{what} is a {number_name} and one descriptor")
     if number <= held:
         channel.close_all(fds)
-        say(f"{what.partition(' ')[2]} {number} is not newer than {held}: dropped")
+        warn(f"{what.partition(' ')[2]} {number} is not newer than {held}: dropped")
         return None
     return number

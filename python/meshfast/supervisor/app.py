@@ -11,7 +11,8 @@ background of the supervisor's terminal).
 
 Invariants
 1. It is started once in the life of an instance, hot restarts included.
-2. It inherits standard input, output and error and nothing else, with every signal at its default.
+2. It inherits standard input, output and error and nothing else, with every signal at its default,
+   whatever the supervisor was started with.
 3. A command that cannot be executed ends like a shell's: 127 not found, 126 not executable.
 
 Tests: tests/supervisor/test_app.py.
@@ -25,7 +26,7 @@ import signal
 from meshfast.supervisor import signals
 from meshfast.supervisor.children import describe_status
 from meshfast.supervisor.holdings import Holdings
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, say, warn
 from meshfast.supervisor.settings import AppSettings
 
 TYPE_CHECKING = False
@@ -97,7 +98,7 @@ class App:
             pid = os.fork()
         except OSError as error:
             signals.unblock()
-            say(f"{settings.command[0]} cannot be started: {error.strerror}")
+            fail(f"{settings.command[0]} cannot be started: {error.strerror}")
             self.exit_code = NOT_EXECUTABLE
             return
         if pid == 0:
@@ -121,7 +122,7 @@ class App:
     def kill_overdue(self, now: float) -> None:
         """Kill it if its time to stop is over."""
         if self.pid and self.kill_at is not None and now >= self.kill_at:
-            say(f"the application (pid {self.pid}) is not gone in time and is killed")
+            warn(f"the application (pid {self.pid}) is not gone in time and is killed")
             self.kill_at = None
             self.kill()
 
@@ -154,9 +155,9 @@ def _become(settings: AppSettings, addresses: dict[str, str]) -> NoReturn:
         os.execvpe(name, settings.command, _environment(settings, addresses))
     except FileNotFoundError:
         code = NOT_FOUND
-        say(f"{name}: command not found")
+        fail(f"{name}: command not found")
     except OSError as error:
-        say(f"{name}: cannot be executed: {error.strerror}")
+        fail(f"{name}: cannot be executed: {error.strerror}")
     finally:
         os._exit(code)
 

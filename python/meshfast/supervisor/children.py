@@ -23,7 +23,7 @@ import signal
 import sys
 
 from meshfast.supervisor import channel, signals
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _be_a_child(module: str, module_path: list[str], settings: dict[str, Any]) -
         code = CRASH
         main(json.dumps(settings).encode())
     except BaseException as error:
-        say(f"{module}: {type(error).__name__}: {error}")
+        fail(f"{module}: {type(error).__name__}: {error}")
         if code == CRASH:
             sys.excepthook(type(error), error, error.__traceback__)
     finally:

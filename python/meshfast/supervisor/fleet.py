@@ -33,7 +33,7 @@ from meshfast.supervisor.children import (
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.loop import Loop
 from meshfast.supervisor.post import hang_up, listen_to
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, say, warn
 from meshfast.supervisor.respawn import Respawn
 
 TYPE_CHECKING = False
@@ -157,7 +157,7 @@ class Fleet:
         for worker in self.workers.values():
             if worker.kill_at is not None and now >= worker.kill_at:
                 doing = "drained" if worker.phase == DRAINING else "ready"
-                say(f"{worker.name} (pid {worker.pid}) is not {doing} in time and is killed")
+                warn(f"{worker.name} (pid {worker.pid}) is not {doing} in time and is killed")
                 worker.kill_at = None
                 worker.kill()
 
@@ -173,14 +173,14 @@ class Fleet:
         if worker.phase != DRAINING:
             self._on_death(worker, status, now)
         elif status:
-            say(f"{worker.name} (pid {pid}) ended while draining: {describe_status(status)}")
+            warn(f"{worker.name} (pid {pid}) ended while draining: {describe_status(status)}")
         return True
 
     def _on_death(self, worker: Child, status: int, now: float) -> None:
         lane = worker.slot % self.lanes
         post = self.posts[lane]
         post.on_death(now, was_ready=worker.phase == SERVING)
-        say(f"{worker.name} (pid {worker.pid}) died: {describe_status(status)}")
+        fail(f"{worker.name} (pid {worker.pid}) died: {describe_status(status)}")
         is_boot_failure = os.waitstatus_to_exitcode(status) == BOOT_FAILURE
         is_hopeless = is_boot_failure or post.boot_deaths >= BOOT_DEATHS_MAX
         if not is_hopeless or worker.phase == SERVING:
@@ -190,7 +190,7 @@ class Fleet:
         elif self.is_replacing and self._active(lane):
             self.is_replacing = False
             post.on_ready()
-            say("hot restart abandoned: the new worker cannot start, the old ones go on")
+            fail("hot restart abandoned: the new worker cannot start, the old ones go on")
         elif is_boot_failure and not any(w.phase == SERVING for w in self.workers.values()):
             self.failure = f"{worker.name} cannot start and no worker is left"
         elif is_boot_failure:
@@ -208,7 +208,7 @@ class Fleet:
                 lambda control_fd: self.holdings.worker_settings(slot, control_fd),
             )
         except OSError as error:
-            say(f"worker {slot} cannot be forked: {error.strerror}")
+            fail(f"worker {slot} cannot be forked: {error.strerror}")
             post.on_death(now, was_ready=False)
             post.hold(now)
             if not self.has_served and post.boot_deaths >= BOOT_DEATHS_MAX:

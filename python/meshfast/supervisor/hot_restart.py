@@ -28,7 +28,7 @@ from time import monotonic
 from meshfast.supervisor.children import Child, describe_status
 from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.launch import command
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, warn
 from meshfast.supervisor.settings import SettingsError
 
 TYPE_CHECKING = False
@@ -133,7 +133,7 @@ class HotRestart:
     def request(self) -> None:
         """Start the check of the image that is on disk now."""
         if self._check_pid or self.is_due:
-            say("hot restart: one is under way already")
+            warn("hot restart: one is under way already")
             return
         fd = _memfd(self._state().encode())
         # What the workers of the new image would be given; onto itself, a descriptor is inherited.
@@ -150,7 +150,7 @@ class HotRestart:
             )
             self.kill_at = monotonic() + CHECK_S_MAX
         except OSError as error:
-            say(f"hot restart abandoned: {sys.executable}: {error.strerror}")
+            fail(f"hot restart abandoned: {sys.executable}: {error.strerror}")
         finally:
             os.close(fd)
 
@@ -169,7 +169,7 @@ class HotRestart:
         self.is_due = status == 0
         if not self.is_due:
             reason = describe_status(status)
-            say(f"hot restart abandoned: the new image fails its check ({reason})")
+            fail(f"hot restart abandoned: the new image fails its check ({reason})")
         return True
 
     def execute(self) -> None:
@@ -186,7 +186,7 @@ class HotRestart:
                 os.set_inheritable(passed, True)
             os.execv(sys.executable, command("--state-fd", str(fd)))
         except OSError as error:
-            say(f"hot restart abandoned: {sys.executable}: {error.strerror}")
+            fail(f"hot restart abandoned: {sys.executable}: {error.strerror}")
             for passed in fds:
                 os.set_inheritable(passed, False)
             os.close(fd)

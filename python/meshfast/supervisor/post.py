@@ -11,7 +11,7 @@ from time import monotonic
 from meshfast.supervisor import channel
 from meshfast.supervisor.children import DRAINING, Child
 from meshfast.supervisor.loop import Loop
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def hear(child: Child, loop: Loop, handlers: dict[str, Handler]) -> None:
                 # Most likely it is about to exit, and its exit code says more than our kill would.
                 child.kill_at = monotonic() + EXIT_S
         except channel.ChannelError as error:
-            say(f"{child.name} (pid {child.pid}) broke the protocol and is replaced: {error}")
+            fail(f"{child.name} (pid {child.pid}) broke the protocol and is replaced: {error}")
             hang_up(child, loop)
             child.kill()
 

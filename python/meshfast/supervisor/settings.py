@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 
+from meshfast.supervisor.report import LEVELS
+
 TYPE_CHECKING = False  # typing itself would cost 1.6 MB
 if TYPE_CHECKING:
     from typing import Any
@@ -142,6 +144,8 @@ class Settings:
         self.generation: int = checked["generation"]
         self.agent: dict[str, object] = checked["agent"]
         self.log_level: str = checked["log_level"]
+        if self.log_level not in LEVELS:
+            raise SettingsError(f"settings: log_level must be one of {', '.join(LEVELS)}")
         self.app = _app(checked["app"])
         self.module_path: list[str] = [str(folder) for folder in entry_points["path"]]
         self.worker_module: str = entry_points["worker"]

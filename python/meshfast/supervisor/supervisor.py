@@ -31,7 +31,7 @@ from meshfast.supervisor.holdings import Holdings
 from meshfast.supervisor.hot_restart import HotRestart, State
 from meshfast.supervisor.loop import Loop
 from meshfast.supervisor.notify import notify
-from meshfast.supervisor.report import say
+from meshfast.supervisor.report import fail, say, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Supervisor:
     def _fail_if_hopeless(self) -> None:
         failure = self.fleet.failure or self.agent_post.failure
         if failure and self.phase in KEPT_UP:
-            say(f"stopping: {failure}")
+            fail(f"stopping: {failure}")
             self._failed = True
             self.phase = STOPPING
             self.fleet.kill()
@@ -218,7 +218,7 @@ class Supervisor:
         if self.phase == SERVING:
             self.hot_restart.request()
         else:
-            say(f"hot restart refused while {self.phase}")
+            warn(f"hot restart refused while {self.phase}")
 
     def _re_execute(self) -> None:
         """Become the next image, unless signals arrived meanwhile: those come first."""
