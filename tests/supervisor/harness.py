@@ -122,6 +122,7 @@ class Mesh:
         self.snapshot = b"snapshot 1"
         self.stderr_path = folder / "stderr"
         self.environment: dict[str, str] = {}
+        self.launcher: list[str] = []  # what executes the supervisor, if anything
         self.seen: set[int] = set()
 
     def worker_behaves(self, behaviour: str) -> None:
@@ -161,7 +162,15 @@ class Mesh:
         path.write_text(json.dumps({**given, **self.settings}))
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "meshfast.supervisor", "--settings", str(path)],
+                [
+                    *self.launcher,
+                    sys.executable,
+                    "-I",
+                    "-m",
+                    "meshfast.supervisor",
+                    "--settings",
+                    str(path),
+                ],
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(shared_memory_fd, snapshot_fd),

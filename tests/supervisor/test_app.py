@@ -84,9 +84,24 @@ def test_the_application_starts_when_the_agent_says_that_all_is_there(tmp_path: 
         assert seen["fds"] == [0, 1, 2, 3]  # 3 is the listing itself
 
 
-def test_every_signal_is_at_its_default_for_it(tmp_path: Path) -> None:
+# Becomes the command that follows, with every signal at its default or ignored and blocked.
+WITH_SIGNALS = """
+import os, signal, sys
+is_usual = sys.argv[1] == "default"
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_DFL if is_usual else signal.SIG_IGN)
+how = signal.SIG_UNBLOCK if is_usual else signal.SIG_BLOCK
+signal.pthread_sigmask(how, signal.valid_signals())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("started_with", ["default", "ignored"])
+def test_every_signal_is_at_its_default_for_it(tmp_path: Path, started_with: str) -> None:
     grep = ["sh", "-c", f"grep -E 'Sig(Ign|Blk)' /proc/self/status > {tmp_path}/signals"]
-    with AppMesh(tmp_path, grep) as mesh:
+    mesh = AppMesh(tmp_path, grep)
+    mesh.launcher = [sys.executable, "-I", "-c", WITH_SIGNALS, started_with]
+    with mesh:
         mesh.meshed()
         assert mesh.wait() == 0
         masks = [int(word, 16) for word in (tmp_path / "signals").read_text().split()[1::2]]

@@ -89,10 +89,14 @@ def dispositions_of_a_child() -> None:
 def dispositions_of_an_application() -> None:
     """Give a child that becomes another program the defaults; unblocks all signals.
 
-    The interpreter ignores SIGPIPE and SIGXFSZ, and what is ignored stays so across `exec`.
+    What is ignored stays so across `exec`: SIGPIPE and SIGXFSZ by the interpreter, SIGINT and
+    SIGQUIT by a shell that starts a job in the background, SIGHUP by nohup. None of it is meant for
+    a program that is started later and told to stop by a signal, so all is reset, as systemd does.
+    nohup keeps its meaning: a terminal that hangs up signals its session's leader and foreground
+    group, and the application is in neither; the supervisor takes SIGHUP as a command.
     """
     signal.set_wakeup_fd(-1)
-    for number in (*HANDLED, signal.SIGPIPE, signal.SIGXFSZ):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     unblock()
 
