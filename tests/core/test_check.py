@@ -229,6 +229,12 @@ def test_a_sidecar_that_does_not_answer_is_named(tmp_path: Path) -> None:
     assert "does not answer on 127.0.0.1:1" in finding.message
 
 
-def test_a_state_directory_without_facts_is_refused(tmp_path: Path) -> None:
+def test_a_sidecar_that_has_not_written_its_facts_is_starting(tmp_path: Path) -> None:
+    (finding,) = check.findings_of("payment-8080", tmp_path)
+    assert (finding.kind, finding.message) == ("health", "is starting")
+
+
+def test_facts_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "running").write_text("{")
     with pytest.raises(ConfigError, match="facts cannot be read"):
         check.findings_of("payment-8080", tmp_path)

@@ -18,6 +18,7 @@ Tests: tests/core/test_check.py, with a tree of files in the place of /proc.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import socket
@@ -93,11 +94,14 @@ def check(
     """
     runtime = Path(runtime_dir or default_runtime_dir(os.environ, os.getuid()))
     state = Path(state_dir or default_state_dir(os.environ, os.getuid()))
-    running = list(_running_instances(runtime))
+    # A proxy of `meshfast proxy` runs there too, and has no state directory.
+    running = [name for name in _running_instances(runtime) if (state / name).is_dir()]
     names = [name for name in running if instance in (None, name)]
     if not names:
         which = "no sidecar" if instance is None else f"no sidecar {instance!r}"
-        raise ConfigError(f"{which} runs under {runtime} (--runtime-dir)")
+        raise ConfigError(
+            f"{which} runs under {runtime} (--runtime-dir) with its state in {state} (--state-dir)"
+        )
     findings: list[Finding] = []
     neighbours = _applications(state, running)
     for name in names:
@@ -116,17 +120,22 @@ def findings_of(
 ) -> list[Finding]:
     """Look at one sidecar; `neighbours` maps ports of applications on this host to instances.
 
-    Raises ConfigError when its state directory cannot be read.
+    A sidecar that has not written its facts yet is one that is starting. Raises ConfigError when
+    they cannot be read.
     """
     running = _running(state)
+    if running is None:
+        return [_of_sidecar(instance, "is starting", "ask again when it has started")]
     others = {port: name for port, name in neighbours.items() if name != instance}
     beside = _Beside(instance, running, proc, others)
     return [*_health(instance, running.metrics), *beside.listening(), *beside.processes()]
 
 
-def _running(state: Path) -> Running:
+def _running(state: Path) -> Running | None:
     try:
         return msgspec.json.decode((state / "running").read_bytes(), type=Running)
+    except FileNotFoundError:  # its lock is taken before the agent writes this
+        return None
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{state}: the sidecar's facts cannot be read: {error}") from None
 
@@ -136,7 +145,8 @@ def _applications(state: Path, instances: Iterable[str]) -> dict[int, str]:
     found = {}
     for name in instances:
         with contextlib.suppress(ConfigError):
-            found[_running(state / name).port] = name
+            if running := _running(state / name):
+                found[running.port] = name
     return found
 
 
@@ -148,12 +158,12 @@ def _running_instances(runtime: Path) -> Iterator[str]:
             yield path.stem
 
 
-def _health(instance: str, metrics: str) -> Iterator[Finding]:
-    def found(message: str, hint: str = "") -> Finding:
-        return Finding(
-            instance=instance, kind="health", subject="sidecar", message=message, hint=hint
-        )
+def _of_sidecar(instance: str, message: str, hint: str = "") -> Finding:
+    return Finding(instance=instance, kind="health", subject="sidecar", message=message, hint=hint)
 
+
+def _health(instance: str, metrics: str) -> Iterator[Finding]:
+    found = functools.partial(_of_sidecar, instance)
     host, _, port = metrics.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=HEALTH_S)
     try:
