@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 
 from meshfast.agent.access_log import AccessLog
 from meshfast.agent.channel import Channel
@@ -126,7 +127,10 @@ class Agent:
                 compiler,
             )
         else:
-            # Not at the top: TLS, messages and policy weigh more than everything else here.
+            # Not at the top: messages and policy weigh more than everything else here. msgspec would
+            # load typing_extensions where it is installed, and `inspect` with it, which is 1 MB;
+            # without it, it takes what it needs from `typing`.
+            sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
             from meshfast.agent.mesh import Mesh
 
             self._mesh = Mesh(
