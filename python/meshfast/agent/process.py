@@ -127,9 +127,9 @@ class Agent:
                 compiler,
             )
         else:
-            # Not at the top: messages and policy weigh more than everything else here. msgspec would
-            # load typing_extensions where it is installed, and `inspect` with it, which is 1 MB;
-            # without it, it takes what it needs from `typing`.
+            # Not at the top: messages and policy weigh more than everything else here.
+            # msgspec prefers typing_extensions to `typing` where it is installed, and `inspect`
+            # would come with it, 1 MB.
             sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
             from meshfast.agent.mesh import Mesh
 
