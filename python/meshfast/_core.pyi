@@ -6,6 +6,7 @@ memory; `run_worker` is a worker's whole life. Nothing here calls back into Pyth
 Tests: `mypy.stubtest` against the built module, in every run of `make test`.
 """
 
+from collections.abc import Sequence
 from typing import Final, final
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SharedMemory",
     "Snapshot",
     "TcpSeries",
+    "TlsClient",
     "WorkerStats",
     "certificate_request",
     "generate_key",
@@ -37,6 +39,38 @@ def certificate_request(key: bytes, identity: str) -> bytes:
     `key` is PKCS #8, DER; the subject is empty (X.509-SVID 2). ValueError for a key that is none
     or an identity that is not ASCII.
     """
+
+@final
+class TlsClient:
+    """One TLS 1.3 connection to the control plane, without a socket: the caller carries records."""
+
+    def __new__(
+        cls, roots: Sequence[bytes], chain: Sequence[bytes], key: bytes, server: str
+    ) -> TlsClient:
+        """Trust `roots`, expect the SPIFFE ID `server`, show `chain` with `key` unless it is empty.
+
+        DER; the key is PKCS #8. ValueError when they cannot be used or do not belong together.
+        """
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done and the server is the one that is expected."""
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the server has said that nothing follows."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take what the socket gave; return the plain bytes in it.
+
+        ConnectionError when TLS ends here; the alert for the server is among the next `records`.
+        """
+
+    def send(self, plain: bytes) -> None:
+        """Seal plain bytes; not before `is_open`."""
+
+    def records(self) -> bytes:
+        """Take the records that are for the socket."""
 
 @final
 class Snapshot:

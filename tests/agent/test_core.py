@@ -14,7 +14,7 @@ from tests.agent.harness import Supervised, wait_for
 from tests.agent.test_families import NAMES
 from tests.agent.test_reload import GATEWAY
 
-PRIVATE_KIB_MAX = 8 * 1024
+PRIVATE_KIB_MAX = 6_400  # measured 5.8 MB; all that it promises is 8
 
 
 def test_the_buckets_are_those_that_workers_count_in() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from meshfast.agent.identity import Identity, IdentityError, Renewal, client_context
+from meshfast.agent.identity import Identity, IdentityError, Renewal, tls_client
 from tests.agent.fakes.authority import Authority, certificate_request, generate_key
 
 PRINCIPAL = "spiffe://cluster.local/ns/default/sa/payment"
@@ -194,7 +194,7 @@ def test_what_is_no_identity_is_refused(data: bytes) -> None:
 def test_the_memory_file_is_sealed_and_the_key_is_in_no_open_file(authority: Authority) -> None:
     before = set(os.listdir("/proc/self/fd"))
     one = identity(authority, generate_key())
-    client_context(one.bundle, one)
+    tls_client(one.bundle, one, PRINCIPAL)
     assert set(os.listdir("/proc/self/fd")) == before
     fd = one.memory_file()
     with pytest.raises(PermissionError):

@@ -1,7 +1,8 @@
 """Who may import the extension meshfast._core, and which half of it.
 
 The extension is loaded after the fork by those that need it: the worker runs an engine, the agent,
-the compiler of policy and the CLI use the offline half, and the agent makes its keys. import-linter
+the compiler of policy and the CLI use the offline half, and the agent makes its keys and speaks TLS
+to the control plane. import-linter
 sees no extension modules, so the imports are read from the syntax trees.
 """
 
@@ -12,8 +13,8 @@ from tests.repository import text, tracked
 
 ONLINE = frozenset({"run_worker"})
 OFFLINE = frozenset({"BUCKETS_MS", "SharedMemory", "Snapshot"})
-KEYS = frozenset({"certificate_request", "generate_key"})
-ROOMS = {"agent": OFFLINE | KEYS, "cli": OFFLINE, "policy": OFFLINE, "worker": ONLINE}
+MESH = frozenset({"TlsClient", "certificate_request", "generate_key"})
+ROOMS = {"agent": OFFLINE | MESH, "cli": OFFLINE, "policy": OFFLINE, "worker": ONLINE}
 
 
 def room(path: Path) -> str:

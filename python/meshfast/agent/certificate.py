@@ -3,7 +3,7 @@
 A strict reader of the DER (X.690) around them, so that no certificate library is loaded: validity
 (RFC 5280 4.1.2.5) and the URI names of the subject alternative name (4.2.1.6).
 
-Does not do: signatures, chains, extensions other than that one. OpenSSL verifies the control plane,
+Does not do: signatures, chains, extensions other than that one. rustls verifies the control plane,
 workers verify their peers; here a certificate is looked at that the control plane has just issued.
 
 Tests: tests/agent/test_certificate.py.

@@ -21,9 +21,9 @@ import base64
 import fcntl
 import json
 import os
-import ssl
 import time
 
+from meshfast._core import TlsClient
 from meshfast.agent.certificate import CertificateError, parse
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from meshfast.agent.loop import Loop, Timer
 
-__all__ = ["Identity", "IdentityError", "Renewal", "client_context"]
+__all__ = ["Identity", "IdentityError", "Renewal", "tls_client"]
 
 FIRST_ATTEMPT = (0.35, 0.5)
 ALARM = 0.6
@@ -84,7 +84,7 @@ class Identity:
         self.bundle = tuple(bundle)
         self.obtained = obtained
         self.not_after = leaf.not_after
-        client_context(self.bundle, self)
+        tls_client(self.bundle, self, name)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Identity:
@@ -136,35 +136,16 @@ class Identity:
         }
 
 
-def client_context(roots: Sequence[bytes], identity: Identity | None) -> ssl.SSLContext:
-    """Make the TLS side of a stream: TLS 1.3, the roots, and the identity if there is one.
+def tls_client(roots: Sequence[bytes], identity: Identity | None, server: str) -> TlsClient:
+    """Make the TLS side of a stream: roots, who the server is, and the identity if there is one.
 
-    The name in the server's certificate is a SPIFFE id and is compared by the stream. Raises
-    IdentityError when key and certificate do not belong together.
+    Raises IdentityError when key and certificate do not belong together.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
+    chain, key = (identity.chain, identity.key) if identity is not None else ((), b"")
     try:
-        context.load_verify_locations(cadata=b"".join(roots))
-        if identity is not None:
-            _load_chain(context, identity)
-    except (ssl.SSLError, ValueError) as error:
+        return TlsClient(roots, chain, key, server)
+    except ValueError as error:
         raise IdentityError(f"certificate or key cannot be used: {error}") from None
-    return context
-
-
-def _load_chain(context: ssl.SSLContext, identity: Identity) -> None:
-    """OpenSSL takes files only; this one is in memory and gone when it was read."""
-    key = base64.encodebytes(identity.key).decode("ascii")
-    parts = [ssl.DER_cert_to_PEM_cert(one) for one in identity.chain]
-    parts.append(f"-----BEGIN PRIVATE KEY-----\n{key}-----END PRIVATE KEY-----\n")
-    fd = os.memfd_create("meshfast-client", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, "".join(parts).encode("ascii"))
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
 
 
 def _text(der: bytes) -> str:

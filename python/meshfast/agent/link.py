@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 import time
 
-from meshfast.agent.identity import IdentityError, client_context
+from meshfast.agent.identity import IdentityError, tls_client
 from meshfast.agent.stream import Stream
 from meshfast.discovery.client import ClientSession, ClientState
 from meshfast.discovery.error import DiscoveryError
@@ -157,15 +157,14 @@ class Link:
         self._is_joining = identity is None
         roots = self._roots if self.identity is None else [*self.identity.bundle]
         try:
-            context = client_context(roots, identity)
+            tls = tls_client(roots, identity, self._server_identity)
         except IdentityError as wrong:
             return self._on_end(str(wrong))
         self._connected_at = time.monotonic()
         self._stream = Stream(
             self._loop,
             (addresses[self._attempts % len(addresses)], self._port),
-            context,
-            self._server_identity,
+            tls,
             self._on_stream_open,
             self._on_message,
             self._on_end,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 
 from meshfast.agent.access_log import AccessLog
 from meshfast.agent.channel import Channel
@@ -126,7 +127,10 @@ class Agent:
                 compiler,
             )
         else:
-            # Not at the top: TLS, messages and policy weigh more than everything else here.
+            # Not at the top: messages and policy weigh more than everything else here.
+            # msgspec prefers typing_extensions to `typing` where it is installed, and `inspect`
+            # would come with it, 1 MB.
+            sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
             from meshfast.agent.mesh import Mesh
 
             self._mesh = Mesh(

@@ -26,8 +26,8 @@ import _thread
 import os
 import stat
 import time
+from _blake2 import blake2b  # `hashlib` loads OpenSSL, 1 MB
 from contextlib import suppress
-from hashlib import blake2b
 
 __all__ = ["StateDirectory", "StateError"]
 

@@ -1,7 +1,7 @@
 """One discovery stream: TCP, TLS 1.3 and frames, on the agent's loop.
 
-The server's certificate has to chain to the given roots (OpenSSL checks that) and to carry exactly
-one URI, the SPIFFE id of the control plane (checked here).
+TLS is rustls in the extension, which has the roots and the name that the server must have; the
+socket is here. The standard library's would cost 3 MB.
 
 Does not do: reconnecting, looking names up, the dialogue (link).
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 from contextlib import suppress
 
 from meshfast.agent.loop import READ, WRITE
@@ -28,8 +27,8 @@ from meshfast.discovery.framer import Framer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
+    from meshfast._core import TlsClient
     from meshfast.agent.loop import Loop, Timer
     from meshfast.discovery.messages import Message
 
@@ -38,6 +37,7 @@ __all__ = ["Stream"]
 OPEN_S_MAX = 10.0
 READ_BYTES = 65536
 READS_PER_TURN = 16
+SEAL_BYTES = 65536  # at a time, so that what the socket does not take is not sealed
 
 
 class _Refused(Exception):
@@ -51,22 +51,21 @@ class Stream:
         self,
         loop: Loop,
         address: tuple[str, int],
-        context: ssl.SSLContext,
-        server_identity: str,
+        tls: TlsClient,
         on_open: Callable[[], None],
         on_message: Callable[[Message], None],
         on_end: Callable[[str], None],
     ) -> None:
         """Begin to connect to an IP address and port. `on_end` gets the reason, for an operator."""
         self._loop = loop
-        self._context = context
-        self._server_identity = server_identity
+        self._tls = tls
         self._on_open = on_open
         self._on_message = on_message
         self._on_end = on_end
         self._framer = Framer()
         self._unsent = bytearray()
-        self._tls: ssl.SSLSocket | None = None
+        self._records = bytearray()
+        self._is_connected = False
         self._is_open = False
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -97,9 +96,9 @@ class Stream:
 
     def finish(self) -> None:
         """Send what the peer takes at once, and close."""
-        if self._tls is not None and self._is_open:
+        if self._is_open:
             with suppress(OSError):
-                self._flush(self._tls)
+                self._flush()
         self.close()
 
     def close(self) -> None:
@@ -115,70 +114,65 @@ class Stream:
 
     def _on_ready(self, ready: int) -> None:
         try:
-            if self._tls is None:
-                self._tls = self._connected()
-            if not self._is_open:
-                self._tls.do_handshake()
-                self._check_server(self._tls)
-                self._begin()
-            if ready & WRITE:
-                self._flush(self._tls)
+            if not self._is_connected:
+                self._check_connected()
             if ready & READ:
-                self._receive(self._tls)
-            self._watch(READ | (WRITE if self._unsent else 0))
-        except ssl.SSLWantReadError:
-            self._watch(READ)
-        except ssl.SSLWantWriteError:
-            self._watch(WRITE)
-        except ssl.SSLCertVerificationError as error:
-            self._end(f"the certificate of the control plane is refused: {error.verify_message}")
+                self._receive()
+            if self._socket.fileno() < 0:  # a message led to `close`
+                return
+            self._flush()
+            self._watch(READ | (WRITE if self._records else 0))
         except (OSError, DiscoveryError, _Refused) as error:
             self._end(str(error))
 
-    def _connected(self) -> ssl.SSLSocket:
+    def _check_connected(self) -> None:
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        tls = self._context.wrap_socket(self._socket, do_handshake_on_connect=False)
-        self._socket = tls
-        return tls
+        self._is_connected = True
 
-    def _check_server(self, tls: ssl.SSLSocket) -> None:
-        given: Any = (tls.getpeercert() or {}).get("subjectAltName", ())
-        names = [value for kind, value in given if kind == "URI"]
-        if names != [self._server_identity]:
-            raise _Refused(f"the server is {names}, not {self._server_identity}")
-
-    def _begin(self) -> None:
-        self._timer.cancel()
-        self._is_open = True
-        self._on_open()
-
-    def _flush(self, tls: ssl.SSLSocket) -> None:
-        while self._unsent:
-            try:
-                sent = tls.send(self._unsent)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+    def _flush(self) -> None:
+        while True:
+            if not self._records:
+                if self._is_open and self._unsent:
+                    self._tls.send(bytes(self._unsent[:SEAL_BYTES]))
+                    del self._unsent[:SEAL_BYTES]
+                self._records += self._tls.records()
+            if not self._records:
                 return
-            del self._unsent[:sent]
+            try:
+                sent = self._socket.send(self._records)
+            except BlockingIOError:
+                return
+            del self._records[:sent]
 
-    def _receive(self, tls: ssl.SSLSocket) -> None:
+    def _receive(self) -> None:
         for _ in range(READS_PER_TURN):
             try:
-                data = tls.recv(READ_BYTES)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
                 return
-            if not data:
+            self._framer.receive(self._opened(data))
+            if not self._is_open and self._tls.is_open:
+                self._timer.cancel()
+                self._is_open = True
+                self._on_open()
+            # `on_open` and every message may lead to `close`.
+            while self._socket.fileno() >= 0 and (message := self._framer.take()) is not None:
+                self._on_message(message)
+            if self._socket.fileno() < 0:
+                return
+            if not data or self._tls.is_ended:
                 self._framer.finish()
                 raise _Refused("the control plane closed the stream")
-            self._framer.receive(data)
-            while (message := self._framer.take()) is not None:
-                self._on_message(message)
-                if self._socket.fileno() < 0:  # the message led to `close`
-                    return
-        # What OpenSSL has decrypted already does not make the descriptor ready.
-        if tls.pending():
-            self._loop.call_later(0, lambda: self._on_ready(READ))
+
+    def _opened(self, data: bytes) -> bytes:
+        try:
+            return self._tls.receive(data)
+        except ConnectionError:
+            with suppress(OSError):
+                self._socket.send(self._tls.records())  # the alert: why it ends
+            raise
 
     def _on_timeout(self) -> None:
         self._end("no TLS connection in time")

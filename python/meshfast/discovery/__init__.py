@@ -2,7 +2,12 @@
 
 `messages` is the language, `framer` its bytes, `client` and `server` the two ends as state
 machines; `revision` numbers what they speak about. Nothing here opens a socket or reads a clock.
+
+`server` and `token` are imported when they are used: an agent is no server, and a token's checks
+come with YAML, which would cost it 2.3 MB.
 """
+
+from importlib import import_module
 
 from meshfast.discovery.client import ClientSession, ClientState
 from meshfast.discovery.error import Code, DiscoveryError
@@ -34,8 +39,11 @@ from meshfast.discovery.messages import (
     Welcome,
 )
 from meshfast.discovery.revision import ORIGIN, Revision, content_version
-from meshfast.discovery.server import ServerSession, ServerState, View
-from meshfast.discovery.token import JoinToken, TokenError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from meshfast.discovery.server import ServerSession, ServerState, View
+    from meshfast.discovery.token import JoinToken, TokenError
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -78,3 +86,20 @@ __all__ = [
     "Welcome",
     "content_version",
 ]
+
+_HOMES = {
+    "JoinToken": "meshfast.discovery.token",
+    "ServerSession": "meshfast.discovery.server",
+    "ServerState": "meshfast.discovery.server",
+    "TokenError": "meshfast.discovery.token",
+    "View": "meshfast.discovery.server",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for from its home (PEP 562)."""
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(home), name)

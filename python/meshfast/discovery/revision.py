@@ -16,7 +16,7 @@ Tests: tests/discovery/test_messages.py.
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from _blake2 import blake2b  # `hashlib` loads OpenSSL, 1 MB in every agent
 
 import msgspec
 

@@ -10,8 +10,6 @@ Tests: tests/core/test_names.py.
 
 from __future__ import annotations
 
-import ipaddress
-
 from meshfast.policy.document import Service, Workload
 
 __all__ = [
@@ -84,5 +82,7 @@ def intersection(one: str, other: str) -> str | None:
 
 def socket_address(ip: str, port: int) -> str:
     """Write `ip:port`, with brackets around an IPv6 address, in its shortest form."""
+    import ipaddress  # 0.3 MB, and the agent writes no address
+
     address = ipaddress.ip_address(ip)
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -1,8 +1,8 @@
 //! The binding: `meshfast._core`.
 //!
-//! Two halves that never meet in one process. The offline half ([`snapshot`], [`memory`], and the
-//! two functions of keys) builds snapshots, reads the shared memory and makes a workload's key, for
-//! the CLI and the agent. The other half is one function,
+//! Two halves that never meet in one process. The offline half ([`snapshot`], [`memory`], [`tls`] and
+//! the two functions of keys) builds snapshots, reads the shared memory, makes a workload's key and
+//! speaks TLS to the control plane, for the CLI and the agent. The other half is one function,
 //! [`run_worker`], which is a worker's whole life and does not come back to Python before its end.
 //! What it refuses: calling Python from the data plane, holding the GIL while the engine runs.
 //!
@@ -12,6 +12,7 @@
 mod error;
 mod memory;
 mod snapshot;
+mod tls;
 
 use meshfast_engine::shared::BUCKETS_MS;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -67,5 +68,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<memory::Histogram>()?;
     module.add_class::<memory::HttpSeries>()?;
     module.add_class::<memory::TcpSeries>()?;
+    module.add_class::<tls::TlsClient>()?;
     Ok(())
 }

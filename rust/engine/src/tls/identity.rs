@@ -114,7 +114,7 @@ impl Identity {
 
 /// TLS 1.3 with AES-128-GCM first; X25519 first: the post-quantum hybrid costs half as much again per
 /// handshake and comes by option.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = vec![
         aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -135,36 +135,57 @@ fn configurations(
     chain: &[CertificateDer<'static>],
     key: &[u8],
 ) -> Result<(ClientConfig, ServerConfig), Error> {
-    let key = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
-    let refused = |error: rustls::server::VerifierBuilderError| Error::General(error.to_string());
-    let verifier =
+    let mut client = client_configuration(provider, roots, chain, key)?;
+    client.alpn_protocols = vec![ALPN.to_vec()];
+    let callers =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+            .build()
+            .map_err(unusable)?;
+    let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(callers)
+        .with_single_cert(chain.to_vec(), pkcs8(key))?;
+    server.alpn_protocols = vec![ALPN.to_vec()];
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    Ok((client, server))
+}
+
+/// A client's: TLS 1.3, a SPIFFE ID below the roots at the other end; an empty chain shows none.
+pub(super) fn client_configuration(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+    chain: &[CertificateDer<'static>],
+    key: &[u8],
+) -> Result<ClientConfig, Error> {
+    let inner =
         WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
             .build()
-            .map_err(refused)?;
-    let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
+            .map_err(unusable)?;
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ChainVerifier {
             roots: Arc::clone(roots),
             algorithms: provider.signature_verification_algorithms,
-            inner: verifier,
-        }))
-        .with_client_auth_cert(chain.to_vec(), key())?;
-    client.alpn_protocols = vec![ALPN.to_vec()];
+            inner,
+        }));
+    let mut client = if chain.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        builder.with_client_auth_cert(chain.to_vec(), pkcs8(key))?
+    };
     client.resumption = rustls::client::Resumption::disabled();
     client.enable_sni = false;
-    let callers =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-            .build()
-            .map_err(refused)?;
-    let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(callers)
-        .with_single_cert(chain.to_vec(), key())?;
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    server.session_storage = Arc::new(NoServerSessionStorage {});
-    server.send_tls13_tickets = 0;
-    Ok((client, server))
+    Ok(client)
+}
+
+fn pkcs8(key: &[u8]) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()))
+}
+
+fn unusable(error: rustls::server::VerifierBuilderError) -> Error {
+    Error::General(error.to_string())
 }
 
 /// Verifies a server's chain without a host name: who it must be is a SPIFFE ID, which is compared
@@ -226,7 +247,7 @@ impl ServerCertVerifier for ChainVerifier {
 
 /// Whom a leaf certificate names: exactly one URI name, of the form of SPIFFE-ID 2, in a
 /// certificate that may sign nothing but its own handshakes (X.509-SVID 4).
-fn svid(leaf: &CertificateDer<'_>) -> Option<Peer> {
+pub(super) fn svid(leaf: &CertificateDer<'_>) -> Option<Peer> {
     let (rest, certificate) = X509Certificate::from_der(leaf).ok()?;
     if !rest.is_empty() || certificate.is_ca() {
         return None;
@@ -314,12 +335,16 @@ pub(crate) mod tests {
             Self { key, params, root }
         }
 
-        /// What an agent would hand over, with these names; `change` spoils the certificate.
-        pub(crate) fn hand_over(
+        pub(crate) fn root(&self) -> &[u8] {
+            self.root.der()
+        }
+
+        /// A leaf with these names and its key; `change` spoils the certificate.
+        pub(crate) fn issue(
             &self,
             names: &[&str],
             change: impl FnOnce(&mut CertificateParams),
-        ) -> String {
+        ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.distinguished_name = DistinguishedName::new();
@@ -335,11 +360,21 @@ pub(crate) mod tests {
             change(&mut params);
             let issuer = Issuer::from_params(&self.params, &self.key);
             let leaf = params.signed_by(&key, &issuer).unwrap();
+            (leaf.der().clone(), pkcs8(&key.serialize_der()))
+        }
+
+        /// What an agent would hand over, with these names; `change` spoils the certificate.
+        pub(crate) fn hand_over(
+            &self,
+            names: &[&str],
+            change: impl FnOnce(&mut CertificateParams),
+        ) -> String {
+            let (leaf, key) = self.issue(names, change);
             format!(
                 r#"{{"version":1,"trust_domain":"cluster.local","chain":["{}"],"key":"{}",
                 "bundle":["{}"]}}"#,
-                STANDARD.encode(leaf.der()),
-                STANDARD.encode(key.serialize_der()),
+                STANDARD.encode(leaf),
+                STANDARD.encode(key.secret_der()),
                 STANDARD.encode(self.root.der()),
             )
         }

@@ -1,7 +1,8 @@
 """Every exception that meshfast raises on purpose, and the `Problem` an operator reads.
 
 The classes live here, in plain Python, so that the supervisor, the control plane and the extension
-can raise them without loading one another. Nothing heavier than `dataclasses` is imported.
+can raise them without loading one another. `Problem` is loaded when there is one: `dataclasses`
+costs 1 MB in every agent of a mesh, most of which never refuse anything.
 
 What this module does not do: print. `str(error)` is the whole text for an operator, one problem per
 line, in the `file:line:column` form that editors jump to. `assert` is for our own bugs, never for
@@ -12,8 +13,11 @@ Tests: tests/core/test_errors.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshfast.errors.problem import Problem
 
 __all__ = [
     "ConfigError",
@@ -23,31 +27,6 @@ __all__ = [
     "UsageError",
     "in_file_order",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the configuration, at the place where it can be repaired.
-
-    `line` and `column` count from 1 (characters); 0 means that the place is not known. `path` is
-    the field, as in `spec.http[0].route[1].weight`; empty for the whole document. `hint` is what to
-    do, empty when there is nothing to add.
-    """
-
-    message: str
-    file: str = ""
-    line: int = 0
-    column: int = 0
-    path: str = ""
-    hint: str = ""
-
-    def __str__(self) -> str:
-        """Render as `file:line:column: path: message (hint)`, leaving out what is not known."""
-        place = self.file
-        if self.line:
-            place += f":{self.line}:{self.column}"
-        text = ": ".join(part for part in (place, self.path, self.message) if part)
-        return f"{text} ({self.hint})" if self.hint else text
 
 
 def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
@@ -70,6 +49,8 @@ class ConfigError(MeshfastError):
 
     def __init__(self, problems: str | Iterable[Problem]) -> None:
         """Keep the problems; refuse to be raised without any, which would be a bug of ours."""
+        from meshfast.errors.problem import Problem
+
         if isinstance(problems, str):
             problems = [Problem(line) for line in problems.splitlines()]
         self.problems = tuple(problems)
@@ -95,3 +76,12 @@ class EngineError(MeshfastError):
         super().__init__(message)
         self.side = side
         self.kind = kind
+
+
+def __getattr__(name: str) -> object:
+    """Import `Problem` when it is asked for (PEP 562)."""
+    if name != "Problem":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from meshfast.errors.problem import Problem
+
+    return Problem
