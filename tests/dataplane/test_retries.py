@@ -164,9 +164,17 @@ def test_the_time_of_a_try_begins_when_the_caller_has_sent_everything(tmp_path: 
         assert origin.accepted == 1
 
 
-@pytest.mark.parametrize("rule", ["retries: {attempts: 0}", "fault: {abort: {httpStatus: 400}}"])
-def test_a_stale_connection_is_mended_whatever_the_route_says_of_retries(
-    rule: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("rule", "is_mended"),
+    [
+        ("timeout: 10s", True),
+        ("retries: {attempts: 1, retryOn: connect-failure}", True),
+        ("retries: {attempts: 0}", False),
+        ("fault: {abort: {httpStatus: 400}}", False),
+    ],
+)
+def test_a_stale_connection_costs_a_get_one_of_its_attempts(
+    rule: str, is_mended: bool, tmp_path: Path
 ) -> None:
     def script(client: Client) -> None:
         """Answer the first request, and close at the second, as a server whose patience ends."""
@@ -174,11 +182,61 @@ def test_a_stale_connection_is_mended_whatever_the_route_says_of_retries(
         client.send(answer(200))
         origin.request(client)
 
-    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (_, port):
+    statuses = []
+    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (proxy, port):
         with Client(port) as client:
             for _ in range(6):
                 client.send(request("GET"))
-                assert client.response().status == 200
+                statuses.append(client.response().status)
+        flags = Counter(record["response_flags"] for record in proxy.records(6))
+        read = len(origin.heads)
+    if is_mended:
+        assert statuses == [200] * 6
+        assert (flags, read) == ({"-": 6}, 11), "all but the first cost a second try"
+    else:
+        assert statuses == [200, 503] * 3
+        assert (flags, read) == ({"-": 3, "UC": 3}, 6), "each is sent once"
+
+
+def test_a_connection_that_dies_at_work_is_repeated_once_and_not_by_all_at_once(
+    tmp_path: Path,
+) -> None:
+    """An origin that is killed with 30 requests at work: their repeats are within the budget."""
+    arrived = threading.Semaphore(0)
+    die = threading.Event()
+
+    def script(client: Client) -> None:
+        origin.request(client)
+        client.send(answer(200))
+        while True:
+            head, _ = origin.request(client)
+            if b"/warm" not in head:
+                arrived.release()
+                assert die.wait(20)
+                return
+            client.send(answer(200))
+
+    def load(_: int) -> int:
+        with Client(port) as client:
+            client.send(request("GET", "/warm"))
+            client.response()
+            warm.wait()
+            client.send(request("GET", "/work"))
+            return client.response().status
+
+    warm = threading.Barrier(30, timeout=20)
+    with Origin(script) as origin, pooled([origin], tmp_path, ["timeout: 10s"]) as (proxy, port):
+        with ThreadPoolExecutor(31) as threads:
+            killing = threads.submit(lambda: [arrived.acquire(timeout=20) for _ in range(10)])
+            loads = [threads.submit(load, number) for number in range(30)]
+            killing.result()
+            die.set()
+            [one.result() for one in loads]
+        records = [one for one in proxy.records(60) if one["path"] == "/work"]
+        flags = Counter(record["response_flags"] for record in records)
+        heads = sum(b"/work" in head for head in origin.heads)
+    assert flags["UC,UO"] > 0, flags
+    assert heads <= 30 + 30 * 0.2 + 3, "a fifth of them at a time, or three"
 
 
 def test_failing_origins_get_at_most_a_fifth_more_than_they_are_offered(tmp_path: Path) -> None:
