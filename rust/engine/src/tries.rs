@@ -32,8 +32,8 @@ use crate::worker::Worker;
 /// The longest body that is kept (Linkerd's bound for retries).
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// What all exchanges of a worker keep together: 256 of the longest, a sixth of what their sessions may
-/// hold (`buffer::HIGH_WATERMARK`, four times each).
+/// What all exchanges of a worker keep together: 256 of the longest. Beyond it a request goes without.
+/// To keep a body costs the caller's proxy 1 % of a request's time at 1 KiB and 3 % at 64 KiB.
 pub(crate) const KEPT_BYTES_OF_WORKER_MAX: usize = 16 << 20;
 
 /// Endpoints that are passed over because they cannot be connected to: nothing was sent, so looking on

@@ -69,7 +69,7 @@ impl Mesh {
 
     /// Calls, and returns the connections of the caller and of the application, which has not
     /// answered yet.
-    fn call(&mut self, application: &TcpListener) -> (TcpStream, TcpStream) {
+    pub(super) fn call(&mut self, application: &TcpListener) -> (TcpStream, TcpStream) {
         let mut client = TcpStream::connect(self.near.address).unwrap();
         client.write_all(REQUEST).unwrap();
         let sent = |far: &Worker| {
@@ -86,7 +86,7 @@ impl Mesh {
     }
 
     /// Answers a call.
-    fn answer(&mut self, (client, served): &mut (TcpStream, TcpStream)) {
+    pub(super) fn answer(&mut self, (client, served): &mut (TcpStream, TcpStream)) {
         served.write_all(ANSWER).unwrap();
         assert_eq!(self.read(client, ANSWER.len()), ANSWER);
     }

@@ -5,7 +5,7 @@
 use super::legs::{ANSWER, INBOUND, LIFE, Mesh, PAYMENT, hand_over};
 use super::tries::{ALWAYS, Application, BODY, OK, UNAVAILABLE, answer, bench_of, request, status};
 use super::*;
-use crate::tries::KEPT_BYTES_OF_WORKER_MAX;
+use crate::tries::{Ending, KEPT_BYTES_OF_WORKER_MAX};
 use std::sync::{Arc, Mutex};
 
 /// What an application closes its connection at, after it has read it whole.
@@ -253,18 +253,12 @@ fn a_post_waits_with_its_body_for_an_application_that_starts() {
     assert!(read[0].ends_with(BODY), "{read:?}");
 }
 
-#[test]
-fn a_post_goes_to_another_endpoint_when_the_application_of_one_takes_no_connection() {
-    let application = Application::new(&[OK]);
-    let port = application.address.port();
+/// A mesh whose callee has nobody behind it, and a second endpoint of the service, which has.
+fn with_a_second_endpoint(application: SocketAddr) -> (Mesh, Bench) {
+    let port = application.port();
     let mut mesh = Mesh::new(SocketAddr::from(([127, 0, 0, 77], port)), PAYMENT);
-    let inbound = cluster(
-        &format!("inbound|{port}||"),
-        application.address,
-        "",
-        "null",
-    );
-    let mut other = Bench::start(
+    let inbound = cluster(&format!("inbound|{port}||"), application, "", "null");
+    let other = Bench::start(
         TcpListener::bind("127.0.0.1:0").unwrap(),
         &document(INBOUND, &inbound),
         Some(&hand_over(&mesh.authority, PAYMENT, LIFE)),
@@ -277,23 +271,102 @@ fn a_post_goes_to_another_endpoint_when_the_application_of_one_takes_no_connecti
         second["address"] = address.clone().into();
         endpoints.as_array_mut().unwrap().push(second);
     });
-    for _ in 0..6 {
-        mesh.near.worker.refusals = Refusals::default();
-        let client = TcpStream::connect(mesh.near.address).unwrap();
-        let answer = answer(client, &request("POST", BODY), || {
-            mesh.step();
-            other.worker.step(&mut other.events, 2).unwrap();
-        });
+    (mesh, other)
+}
+
+fn ask_both(mesh: &mut Mesh, other: &mut Bench, sent: &[u8]) -> String {
+    // Both are asked alike, whoever refused before.
+    mesh.near.worker.refusals = Refusals::default();
+    let client = TcpStream::connect(mesh.near.address).unwrap();
+    answer(client, sent, || {
+        mesh.step();
+        other.worker.step(&mut other.events, 2).unwrap();
+    })
+}
+
+#[test]
+fn a_post_goes_to_another_endpoint_when_the_application_of_one_takes_no_connection() {
+    let application = Application::new(&[OK]);
+    let (mut mesh, mut other) = with_a_second_endpoint(application.address);
+    let mut asked = 0;
+    let mut has_refused = false;
+    while asked < 4 || !has_refused {
+        let answer = ask_both(&mut mesh, &mut other, &request("POST", BODY));
+        asked += 1;
         assert_eq!(status(&answer), "200", "{answer}");
         assert_eq!(mesh.near.flags(), "-");
+        assert_eq!(application.read().len(), asked);
+        has_refused |= !mesh.far_lines().is_empty();
     }
-    assert!(
-        !mesh.far_lines().is_empty(),
-        "the one that refuses was asked"
-    );
-    assert_eq!(application.read().len(), 6);
     assert!(application.read().iter().all(|it| it.ends_with(BODY)));
     mesh.near.assert_quiet();
+}
+
+#[test]
+fn a_body_that_is_not_kept_goes_to_no_other_endpoint_in_part() {
+    let application = Application::new(&[OK]);
+    let (mut mesh, mut other) = with_a_second_endpoint(application.address);
+    let body = "x".repeat(65_537);
+    let (mut refused, mut answered) = (0, 0);
+    while refused == 0 || answered == 0 {
+        let answer = ask_both(&mut mesh, &mut other, &request("POST", &body));
+        let expected = if status(&answer) == "200" {
+            answered += 1;
+            "-"
+        } else {
+            assert_eq!(status(&answer), "503", "{answer}");
+            refused += 1;
+            "UF"
+        };
+        assert_eq!(mesh.near.flags(), expected);
+        let read = application.read();
+        assert_eq!(read.len(), answered);
+        let whole = format!("\r\n\r\n{body}");
+        assert!(read.iter().all(|it| it.ends_with(&whole)));
+        assert_eq!(mesh.near.worker.kept_bytes, 0);
+    }
+}
+
+#[test]
+fn a_call_goes_on_when_its_caller_says_goaway() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(application.local_addr().unwrap(), PAYMENT);
+    let mut call = mesh.call(&application);
+    let (leg_id, _) = mesh.near.worker.legs.iter().next().unwrap();
+    mesh.near.worker.legs[leg_id].go_away();
+    mesh.near.worker.dirty(Key::Leg(leg_id));
+    mesh.until("the callee's proxy knows", |_, far| {
+        far.legs.iter().all(|(_, leg)| leg.is_leaving())
+    });
+    mesh.answer(&mut call);
+}
+
+#[test]
+fn who_has_begun_to_answer_cannot_refuse() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    for ending in [Ending::Refused, Ending::Unreached, Ending::Stale] {
+        for method in ["POST", "GET"] {
+            let mut mesh = Mesh::new(origin.local_addr().unwrap(), PAYMENT);
+            mesh.retry(&policy(2, r#""connect-failure","refused-stream""#));
+            let mut client = TcpStream::connect(mesh.near.address).unwrap();
+            client.write_all(&request(method, BODY)).unwrap();
+            mesh.until("it is sent", |_, far| {
+                far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+            });
+            let mut served = origin.accept().unwrap().0;
+            let early = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+            served.write_all(early).unwrap();
+            mesh.until("the answer has begun", |near, _| {
+                near.exchanges
+                    .iter()
+                    .any(|(_, it)| it.interim_responses > 0)
+            });
+            let (downstream, _) = mesh.far.worker.downstreams.iter().next().unwrap();
+            mesh.far.worker.end_stream(downstream, ending);
+            mesh.until("it is over", |near, _| near.exchanges.is_empty());
+            assert_eq!(mesh.near.flags(), "UC", "{method} {ending:?}");
+        }
+    }
 }
 
 #[test]
