@@ -164,9 +164,17 @@ def test_the_time_of_a_try_begins_when_the_caller_has_sent_everything(tmp_path: 
         assert origin.accepted == 1
 
 
-@pytest.mark.parametrize("rule", ["retries: {attempts: 0}", "fault: {abort: {httpStatus: 400}}"])
-def test_a_stale_connection_is_mended_whatever_the_route_says_of_retries(
-    rule: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("rule", "is_mended"),
+    [
+        ("timeout: 10s", True),
+        ("retries: {attempts: 1, retryOn: connect-failure}", True),
+        ("retries: {attempts: 0}", False),
+        ("fault: {abort: {httpStatus: 400}}", False),
+    ],
+)
+def test_a_stale_connection_costs_a_get_one_of_its_attempts(
+    rule: str, is_mended: bool, tmp_path: Path
 ) -> None:
     def script(client: Client) -> None:
         """Answer the first request, and close at the second, as a server whose patience ends."""
@@ -174,11 +182,58 @@ def test_a_stale_connection_is_mended_whatever_the_route_says_of_retries(
         client.send(answer(200))
         origin.request(client)
 
-    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (_, port):
+    statuses = []
+    with Origin(script) as origin, pooled([origin], tmp_path, [rule]) as (proxy, port):
         with Client(port) as client:
             for _ in range(6):
                 client.send(request("GET"))
-                assert client.response().status == 200
+                statuses.append(client.response().status)
+        flags = Counter(record["response_flags"] for record in proxy.records(6))
+        read = len(origin.heads)
+    if is_mended:
+        assert statuses == [200] * 6
+        assert (flags, read) == ({"-": 6}, 11), "all but the first cost a second try"
+    else:
+        assert statuses == [200, 503] * 3
+        assert (flags, read) == ({"-": 3, "UC": 3}, 6), "each is sent once"
+
+
+def test_connections_that_die_at_work_are_repeated_within_the_budget(tmp_path: Path) -> None:
+    """An origin that is killed while all its reused connections have a request at work."""
+    count = 30
+    warm = threading.Barrier(count, timeout=20)
+    at_work = threading.Barrier(count, timeout=20)
+    failed = threading.Semaphore(0)
+
+    def script(client: Client) -> None:
+        head, _ = origin.request(client)
+        if b"/warm" in head:
+            warm.wait()
+            client.send(answer(200))
+            origin.request(client)
+            at_work.wait()
+            return
+        # A repeat. It is at work until most of the callers have their answer.
+        assert failed.acquire(timeout=20)
+        client.send(answer(200))
+
+    def load(_: int) -> None:
+        with Client(port) as client:
+            client.send(request("GET", "/warm"))
+            assert client.response().status == 200
+            client.send(request("GET", "/work"))
+            if client.response().status == 503:
+                failed.release()
+
+    with Origin(script) as origin, pooled([origin], tmp_path, ["timeout: 20s"]) as (proxy, port):
+        with ThreadPoolExecutor(count) as threads:
+            list(threads.map(load, range(count)))
+        records = [one for one in proxy.records(2 * count) if one["path"] == "/work"]
+        flags = Counter(record["response_flags"] for record in records)
+        repeats = sum(b"/work" in head for head in origin.heads) - count
+    assert flags == {"-": repeats, "UC,UO": count - repeats}
+    # Two workers may both see room for the last one.
+    assert 3 <= repeats <= count // 5 + 2
 
 
 def test_failing_origins_get_at_most_a_fifth_more_than_they_are_offered(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ impl Worker {
             mark: Mark::None,
             is_edited: false,
             may_discard_any: false,
+            was_stale: false,
+            was_continued: false,
             requesting: Half::raw(),
             responding: Half::raw(),
             is_delimited: true,

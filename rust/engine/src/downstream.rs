@@ -401,7 +401,8 @@ impl Worker {
         let moved = exchange
             .requesting
             .pump(source, closed, sink, &mut self.blocks);
-        exchange.keep(&sink.as_slice()[waiting..], is_first, is_on_leg);
+        let piece = &sink.as_slice()[waiting..];
+        exchange.keep(piece, is_first, is_on_leg, &mut self.kept_bytes);
         let is_large = sink.len() >= SEND_AT_ONCE;
         if moved != Moved::Nothing {
             exchange.progress_ms = self.clock.now_ms();
@@ -613,6 +614,7 @@ impl Worker {
     pub(crate) fn remove_exchange(&mut self, exchange_id: usize) {
         if self.exchanges[exchange_id].further.is_some() {
             self.stop_counting(exchange_id);
+            self.forget_body(exchange_id);
         }
         self.timers.disarm(Key::Exchange(exchange_id));
         let exchange: Exchange = self.exchanges.remove(exchange_id);

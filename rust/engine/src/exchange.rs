@@ -236,6 +236,10 @@ pub(crate) struct Exchange {
     pub(crate) is_edited: bool,
     /// Another try may follow an answer that is no error.
     pub(crate) may_discard_any: bool,
+    /// A try of it went to a connection that was stale.
+    pub(crate) was_stale: bool,
+    /// The caller has been told to send the body (100).
+    pub(crate) was_continued: bool,
     pub(crate) requesting: Half,
     pub(crate) responding: Half,
     /// The end of the response can be told from a connection that broke off.
@@ -329,7 +333,7 @@ impl Exchange {
             Framing::Length(length) => length - self.requesting.payload_bytes <= LEFTOVER_BYTES_MAX,
             Framing::Chunked | Framing::Close | Framing::None => true,
         };
-        is_short && !(head.expect_continue && self.interim_responses == 0)
+        is_short && (self.was_continued || !head.expect_continue)
     }
 
     /// Everything has been moved in both directions.

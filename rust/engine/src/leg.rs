@@ -35,6 +35,7 @@ use crate::session::{Flushed, Session};
 use crate::stream::{Peer, Stream};
 use crate::timers::Key;
 use crate::tls::Tls;
+use crate::tries::Ending;
 use crate::upstream::{READS_PER_TURN, Upstream};
 use crate::worker::{self, Worker};
 
@@ -133,6 +134,13 @@ impl Leg {
     #[cfg(test)]
     pub(crate) fn peer(&self) -> Option<&str> {
         self.identity.as_deref()
+    }
+
+    /// Tells the peer that nothing after what has been read is taken.
+    #[cfg(test)]
+    pub(crate) fn go_away(&mut self) {
+        let connection = self.connection.as_mut().expect("the peer has been checked");
+        connection.go_away(ErrorCode::NoError, self.session.output.tail());
     }
 
     /// Whether the peer leaves, or we do.
@@ -418,7 +426,6 @@ impl Worker {
     }
 
     fn act_on(&mut self, leg_id: usize, told: Told) {
-        let now_ms = self.clock.now_ms();
         let leg = &mut self.legs[leg_id];
         match told {
             Told::Woken(key) => self.queue(key),
@@ -431,20 +438,12 @@ impl Worker {
                 }
             }
             // What is still open finishes; then `flush_leg` closes it.
-            Told::Left => leg.is_leaving = true,
+            Told::Left(last) => self.peer_leaves(leg_id, last),
             Told::Opened(stream, port, carries) => self.take_stream(leg_id, stream, port, carries),
-            Told::Reset(stream, code) => {
-                if let Some(key) = leg.streams.remove(&stream) {
-                    leg.rest(now_ms);
-                    if let Key::Upstream(id) = key
-                        && code == ErrorCode::RefusedStream
-                    {
-                        self.upstreams[id].was_refused = true;
-                    }
-                    if let Some(session) = self.session_of(key) {
-                        session.io.broken = true;
-                    }
-                    self.queue(key);
+            Told::Reset(stream, code) => self.stream_reset(leg_id, stream, code),
+            Told::Taken(stream) => {
+                if let Some(Key::Upstream(id)) = leg.streams.get(&stream) {
+                    self.upstreams[*id].is_taken = true;
                 }
             }
             Told::Writable(0) => {
@@ -457,6 +456,53 @@ impl Worker {
                 }
             }
             Told::Nothing => {}
+        }
+    }
+
+    /// The peer takes no stream above `last`: of those that are open, it has not seen any.
+    fn peer_leaves(&mut self, leg_id: usize, last: u32) {
+        let leg = &mut self.legs[leg_id];
+        leg.is_leaving = true;
+        if leg.role == Role::Client {
+            let all = leg.streams.keys().copied();
+            let unseen: Vec<u32> = all.filter(|stream| *stream > last).collect();
+            for stream in unseen {
+                self.stream_reset(leg_id, stream, ErrorCode::RefusedStream);
+            }
+        }
+    }
+
+    fn stream_reset(&mut self, leg_id: usize, stream: u32, code: ErrorCode) {
+        let now_ms = self.clock.now_ms();
+        let leg = &mut self.legs[leg_id];
+        let Some(key) = leg.streams.remove(&stream) else {
+            return;
+        };
+        leg.rest(now_ms);
+        if let Key::Upstream(id) = key {
+            let upstream = &mut self.upstreams[id];
+            upstream.ending = Some(Ending::of(code, upstream.is_taken));
+        }
+        if let Some(session) = self.session_of(key) {
+            session.io.broken = true;
+        }
+        self.queue(key);
+    }
+
+    /// Ends the stream of a call that has no answer.
+    pub(crate) fn end_stream(&mut self, downstream_id: usize, ending: Ending) {
+        let Some((leg_id, stream)) = self.downstreams[downstream_id].session.stream.leg() else {
+            return;
+        };
+        if let Some(leg) = self.legs.get_mut(leg_id)
+            && let Some(connection) = &mut leg.connection
+        {
+            let output = leg.session.output.tail();
+            if ending == Ending::Unreached {
+                connection.accept(stream, output);
+            }
+            connection.reset(stream, ending.code(), output);
+            self.dirty(Key::Leg(leg_id));
         }
     }
 
@@ -761,10 +807,11 @@ impl Worker {
 #[derive(Clone, Copy)]
 enum Told {
     Ended(u32),
-    Left,
+    Left(u32),
     Nothing,
     Opened(u32, u16, mux::Carries),
     Reset(u32, ErrorCode),
+    Taken(u32),
     Woken(Key),
     Writable(u32),
 }
@@ -772,9 +819,10 @@ enum Told {
 impl Told {
     fn of(event: Event<'_>) -> Self {
         match event {
-            Event::Accepted(_) | Event::Data(..) => Self::Nothing,
+            Event::Accepted(stream) => Self::Taken(stream),
+            Event::Data(..) => Self::Nothing,
             Event::Ended(stream) => Self::Ended(stream),
-            Event::GoAway(_) => Self::Left,
+            Event::GoAway(last) => Self::Left(last),
             Event::Opened(stream, port, carries) => Self::Opened(stream, port, carries),
             Event::Reset(stream, code) => Self::Reset(stream, code),
             Event::Writable(stream) => Self::Writable(stream),

@@ -7,16 +7,20 @@
 //!
 //! A body is kept as it was framed, and only while a further try may need it: of an idempotent
 //! request, and of any that goes over a leg, where the peer's proxy may refuse a stream after some of
-//! its body was sent. One that is longer than [`KEPT_BYTES_MAX`], or has not ended when the try fails,
-//! is not sent again.
+//! its body was sent. One that is longer than [`KEPT_BYTES_MAX`], comes when the worker keeps
+//! [`KEPT_BYTES_OF_WORKER_MAX`] already, or has not ended when the try fails, is not sent again.
+//!
+//! A call from the mesh is handed to the application once. What came of it the caller's proxy learns by
+//! how its stream ends ([`Ending`]), and decides.
 //!
 //! Waiting (`Stage::Waiting`) is also how a fault's delay is made. An exchange that waits has no
 //! upstream; the route's deadline and the caller's leaving end it as at any other time.
 //!
-//! Tests: `worker/tests/tries.rs`; through a whole proxy in tests/dataplane/test_retries.py and
-//! test_faults.py.
+//! Tests: `worker/tests/tries.rs`, over legs `worker/tests/repeats.rs`; through a whole proxy in tests/dataplane/test_retries.py and
+//! test_faults.py, and through two sidecars in tests/mesh/test_repeats.py.
 
 use meshfast_mesh::{Abort, Cluster, Decision, Drawn, InFlight, Outcome, Retry, Try};
+use meshfast_wire::frame::ErrorCode;
 use meshfast_wire::h1::{Framing, Name};
 
 use crate::error::{Failure, Mark};
@@ -27,6 +31,10 @@ use crate::worker::Worker;
 
 /// The longest body that is kept (Linkerd's bound for retries).
 const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// What all exchanges of a worker keep together: 256 of the longest. Beyond it a request goes without.
+/// To keep a body costs the caller's proxy 1 % of a request's time at 1 KiB and 3 % at 64 KiB.
+pub(crate) const KEPT_BYTES_OF_WORKER_MAX: usize = 16 << 20;
 
 /// Endpoints that are passed over because they cannot be connected to: nothing was sent, so looking on
 /// costs time only.
@@ -49,21 +57,80 @@ pub(crate) struct Further {
     abort: Option<Abort>,
 }
 
+/// How the stream of a call ends that has no answer, by what is known of it at the application
+/// (docs/meshfast-1.md, "Refused means").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The application may have read it, and closed.
+    Broken,
+    /// None of it was handed to the application.
+    Refused,
+    /// The application may have read it; it closed a connection that had served before, without a word.
+    Stale,
+    /// The application takes no connection.
+    Unreached,
+}
+
+impl Ending {
+    pub(crate) fn code(self) -> ErrorCode {
+        match self {
+            Self::Broken => ErrorCode::InternalError,
+            Self::Refused | Self::Unreached => ErrorCode::RefusedStream,
+            Self::Stale => ErrorCode::ConnectError,
+        }
+    }
+
+    /// What a code that ended a stream says; `is_taken` is whether the stream had been taken before.
+    pub(crate) fn of(code: ErrorCode, is_taken: bool) -> Self {
+        match (code, is_taken) {
+            (ErrorCode::ConnectError, _) => Self::Stale,
+            (ErrorCode::RefusedStream, false) => Self::Refused,
+            (ErrorCode::RefusedStream, true) => Self::Unreached,
+            _ => Self::Broken,
+        }
+    }
+}
+
 impl Worker {
     /// A try has failed: another one follows, or the failure is the exchange's.
     pub(crate) fn try_failed(&mut self, exchange_id: usize, failure: Failure, outcome: Outcome) {
-        if outcome == Outcome::ConnectFailed && self.has_next_place(exchange_id) {
+        if outcome == Outcome::ConnectFailed
+            && self.exchanges[exchange_id].is_replayable()
+            && self.has_next_place(exchange_id)
+        {
+            if let Some(further) = &mut self.exchanges[exchange_id].further {
+                further.try_until_ms = 0;
+            }
             self.detach(exchange_id, false);
             return self.dial(exchange_id);
         }
         match self.decide(exchange_id, outcome) {
             Decision::Again { after_ms } => self.try_again(exchange_id, outcome, after_ms),
             decision => {
-                self.exchanges[exchange_id].mark(decision);
+                let exchange = &mut self.exchanges[exchange_id];
+                exchange.mark(decision);
+                let ending = exchange.ending(outcome);
                 self.detach(exchange_id, false);
-                self.fail(exchange_id, failure);
+                match ending {
+                    Some(ending) => self.hand_back(exchange_id, failure, ending),
+                    None => self.fail(exchange_id, failure),
+                }
             }
         }
+    }
+
+    /// Gives a call back to the caller's proxy: it is answered there, or tried again.
+    fn hand_back(&mut self, exchange_id: usize, failure: Failure, ending: Ending) {
+        let verdict = failure.verdict();
+        let exchange = &mut self.exchanges[exchange_id];
+        // What the caller will get from its own proxy if nothing better follows.
+        exchange.outcome.status = verdict.status;
+        exchange.flag(verdict.flag);
+        exchange.outcome.detail = verdict.detail;
+        let downstream_id = exchange.downstream;
+        self.record(exchange_id);
+        self.end_stream(downstream_id, ending);
+        self.cut(exchange_id);
     }
 
     /// A final response head has come: `true` when another try follows, of which the caller gets the
@@ -73,7 +140,7 @@ impl Worker {
         let upstream = &self.upstreams[upstream_id];
         let status = upstream.head.status;
         // Nearly every answer leaves here.
-        if status < 400 && !exchange.may_discard_any && !exchange.speaks_grpc() {
+        if status < 400 && !exchange.may_discard_any && !exchange.may_read_grpc_status() {
             return false;
         }
         let bytes = upstream.session.input.as_slice();
@@ -143,8 +210,10 @@ impl Worker {
             exchange.tried.extend(slot);
         }
         exchange.responding.head_bytes = 0;
-        // The pool's mistake is none of the tries that were asked for.
-        exchange.passed_over = exchange.passed_over.saturating_add(u8::from(is_stale));
+        exchange.was_stale |= is_stale;
+        // Nobody has seen it, so it is none of the tries that were asked for.
+        let is_free = is_stale && outcome.is_unseen();
+        exchange.passed_over = exchange.passed_over.saturating_add(u8::from(is_free));
         if let Some(further) = &mut exchange.further {
             further.try_until_ms = 0;
         }
@@ -163,10 +232,16 @@ impl Worker {
 
     /// The response is on its way to the caller: no other try follows.
     pub(crate) fn tries_are_over(&mut self, exchange_id: usize) {
-        let further = self.exchanges[exchange_id].further();
-        further.body = None;
-        further.try_until_ms = 0;
+        self.exchanges[exchange_id].further().try_until_ms = 0;
+        self.forget_body(exchange_id);
         self.stop_counting(exchange_id);
+    }
+
+    /// No further try needs the body.
+    pub(crate) fn forget_body(&mut self, exchange_id: usize) {
+        let further = self.exchanges[exchange_id].further.as_mut();
+        let body = further.and_then(|further| further.body.take());
+        self.kept_bytes -= body.map_or(0, |body| body.len());
     }
 
     /// An exchange is not in a further try any more.
@@ -309,8 +384,23 @@ impl Exchange {
             .and_then(|place| snapshot.http_route(self.listener, place));
         match route {
             Some((route, _)) => route.retry(),
-            None if self.caller.is_some() => Retry::inbound(),
-            None => Retry::never(),
+            None if self.caller.is_some() => Retry::never(),
+            None => Retry::outside(),
+        }
+    }
+
+    /// How the stream of a call from the mesh ends when a try of it has come to this; none when it is
+    /// answered.
+    fn ending(&self, outcome: Outcome) -> Option<Ending> {
+        if self.caller.is_none() || self.carries != Carries::Http {
+            return None;
+        }
+        match outcome {
+            Outcome::ConnectFailed => Some(Ending::Unreached),
+            Outcome::Reset { is_sent: false, .. } => Some(Ending::Refused),
+            Outcome::Reset { is_stale: true, .. } => Some(Ending::Stale),
+            Outcome::Reset { .. } => Some(Ending::Broken),
+            Outcome::Refused | Outcome::Status { .. } | Outcome::TryTimeout => None,
         }
     }
 
@@ -343,7 +433,8 @@ impl Exchange {
     }
 
     /// Keeps a piece of the body for a further try. The first piece decides whether any is kept.
-    pub(crate) fn keep(&mut self, piece: &[u8], is_first: bool, is_on_leg: bool) {
+    /// `kept` is what all exchanges of the worker keep.
+    pub(crate) fn keep(&mut self, piece: &[u8], is_first: bool, is_on_leg: bool, kept: &mut usize) {
         if self.stage != Stage::AwaitingHead {
             return;
         }
@@ -353,12 +444,17 @@ impl Exchange {
         let Some(further) = &mut self.further else {
             return;
         };
-        if let Some(body) = &mut further.body {
-            if body.len() + piece.len() <= KEPT_BYTES_MAX {
-                body.extend_from_slice(piece);
-            } else {
-                further.body = None;
-            }
+        let Some(mut body) = further.body.take() else {
+            return;
+        };
+        if body.len() + piece.len() <= KEPT_BYTES_MAX
+            && *kept + piece.len() <= KEPT_BYTES_OF_WORKER_MAX
+        {
+            *kept += piece.len();
+            body.extend_from_slice(piece);
+            further.body = Some(body);
+        } else {
+            *kept -= body.len();
         }
     }
 
@@ -377,6 +473,12 @@ impl Exchange {
             (Some(further), Stage::Waiting) => further.wait_until_ms,
             (Some(further), _) => further.try_until_ms,
         }
+    }
+
+    /// Another try may follow an answer for its gRPC status. A request that is not idempotent was seen by
+    /// whoever answered, and is sent once.
+    fn may_read_grpc_status(&self) -> bool {
+        self.is_idempotent() && self.retry().reads_grpc_statuses() && self.speaks_grpc()
     }
 
     /// gRPC is told by its content type (gRPC over HTTP/2, "Requests").

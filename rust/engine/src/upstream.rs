@@ -1,7 +1,8 @@
 //! Upstream sessions: dialling, the idle pool, sending a request, reading its response.
 //!
 //! The pool is per worker and endpoint slot, last in first out. An idle connection that says anything
-//! or closes leaves the pool at once. A method that is not safe gets a pooled connection only when it
+//! or closes leaves the pool at once; when one closes at a request, those that have been idle for longer
+//! go with it. A method that is not safe gets a pooled connection only when it
 //! was used a moment ago, because a server may close an idle one just as the request leaves, and such
 //! a request must not be sent twice (RFC 9110 9.2.2).
 
@@ -21,6 +22,7 @@ use crate::session::{Flushed, Session};
 use crate::shared::EndpointLines;
 use crate::stream::Stream;
 use crate::timers::Key;
+use crate::tries::Ending;
 use crate::tunnel::ESTABLISHED;
 use crate::worker::Worker;
 
@@ -44,8 +46,10 @@ pub(crate) struct Upstream {
     slot: Option<u32>,
     pub(crate) exchange: Option<usize>,
     pub(crate) is_connected: bool,
-    /// Its stream was refused before anything reached the application.
-    pub(crate) was_refused: bool,
+    /// The peer's proxy took its stream.
+    pub(crate) is_taken: bool,
+    /// How the peer's proxy ended its stream.
+    pub(crate) ending: Option<Ending>,
     pub(crate) head: ResponseHead,
     /// It has finished a response.
     has_served: bool,
@@ -586,17 +590,40 @@ impl Worker {
     /// The upstream closed before a whole response head.
     fn upstream_left(&mut self, exchange_id: usize, upstream_id: usize) {
         let upstream = &self.upstreams[upstream_id];
-        let (failure, outcome) = if upstream.was_refused {
-            (Failure::StreamRefused, Outcome::Refused)
-        } else {
-            let outcome = Outcome::Reset {
-                is_sent: !upstream.is_unsent,
-                is_stale: upstream.has_served && !upstream.is_answering,
-            };
-            (Failure::UpstreamReset, outcome)
+        // What has begun to answer has seen the request, whatever is said of it.
+        let ending = upstream.ending.filter(|_| !upstream.is_answering);
+        let (failure, outcome) = match ending {
+            Some(Ending::Unreached) => {
+                let why = "the application takes no connection";
+                return self.connect_failed(exchange_id, Failure::ConnectFailed, why);
+            }
+            Some(Ending::Refused) => (Failure::StreamRefused, Outcome::Refused),
+            Some(Ending::Broken | Ending::Stale) | None => {
+                let was_reused = upstream.has_served || ending == Some(Ending::Stale);
+                let is_stale = was_reused && !upstream.is_answering;
+                let is_first = !self.exchanges[exchange_id].was_stale;
+                let outcome = Outcome::Reset {
+                    is_sent: !upstream.is_unsent,
+                    is_stale: is_stale && is_first,
+                };
+                if is_stale {
+                    self.drop_idle_beside(upstream_id);
+                }
+                (Failure::UpstreamReset, outcome)
+            }
         };
         self.exchanges[exchange_id].transport_failure = "connection closed by upstream".to_owned();
         self.try_failed(exchange_id, failure, outcome);
+    }
+
+    /// Closes the idle connections to where this one went: the pool gives the last used first, so they
+    /// are older than one that was too old.
+    fn drop_idle_beside(&mut self, upstream_id: usize) {
+        let upstream = &self.upstreams[upstream_id];
+        let (slot, address) = (upstream.slot, upstream.address.clone());
+        while let Some(idle) = self.pool.pop(slot, &address) {
+            self.drop_upstream(idle);
+        }
     }
 
     fn response_head_came(&mut self, exchange_id: usize, upstream_id: usize) {
@@ -620,12 +647,17 @@ impl Worker {
         }
         let upstream = &mut self.upstreams[upstream_id];
         let downstream = &mut self.downstreams[exchange.downstream];
-        head::write_interim(
-            exchange,
-            &upstream.head,
-            upstream.session.input.as_slice(),
-            downstream.session.output.tail(),
-        );
+        let is_continue = upstream.head.status == 100;
+        // The body has been asked for once; the next try has it from here.
+        if !(is_continue && exchange.was_continued) {
+            head::write_interim(
+                exchange,
+                &upstream.head,
+                upstream.session.input.as_slice(),
+                downstream.session.output.tail(),
+            );
+        }
+        exchange.was_continued |= is_continue;
         upstream.session.input.consume(upstream.head.len);
         upstream.head.reset();
         let downstream_id = exchange.downstream;
@@ -844,7 +876,8 @@ impl Upstream {
             slot,
             exchange: None,
             is_connected: false,
-            was_refused: false,
+            is_taken: false,
+            ending: None,
             head: ResponseHead::new(),
             has_served: false,
             is_answering: false,

@@ -143,6 +143,8 @@ pub(crate) struct Worker {
     to_drive: VecDeque<Key>,
     to_flush: Vec<Key>,
     pub(crate) blocks: Blocks,
+    /// What exchanges keep of bodies, for further tries.
+    pub(crate) kept_bytes: usize,
     #[expect(
         clippy::vec_box,
         reason = "boxes move between this list and exchanges as they are"
@@ -241,6 +243,7 @@ impl Worker {
             to_drive: VecDeque::new(),
             to_flush: Vec::new(),
             blocks: Blocks::default(),
+            kept_bytes: 0,
             spare_requests: Vec::new(),
             control: Channel::new(settings.control_fd)?,
             inbox: Channel::new(settings.inbox_fd)?,

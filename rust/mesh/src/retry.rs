@@ -5,6 +5,11 @@
 //! before any of it was sent. No policy changes that. An idempotent one is sent again as the policy's
 //! conditions say, as long as its whole body can be sent again.
 //!
+//! A reused connection that ends without a byte of an answer asks for another try by itself, because
+//! most servers close idle connections just so. It may also have been at work on the request, so that
+//! try is one of those that the policy allows, and within the budget; only when nothing had been sent
+//! is it free. Whoever wants a request sent once says `attempts: 0`.
+//!
 //! Conditions, back-off and budget are Envoy's (`x-envoy-retry-on`, full jitter, `retry_budget`); the
 //! default policy is Istio's for outbound calls. Not here: which endpoint is next, keeping bodies,
 //! timers. Tests: below; shares and bounds in `tests/properties.rs`.
@@ -39,7 +44,8 @@ pub enum Outcome {
     Reset {
         /// Something of the request was given to the kernel or the peer's proxy.
         is_sent: bool,
-        /// Its connection had been idle before, and said nothing to this request.
+        /// Its connection had served another request before and said nothing to this one. So ends one
+        /// try of a request at most; any further one that does is a reset like others.
         is_stale: bool,
     },
     /// A response head came.
@@ -112,11 +118,11 @@ pub(crate) static DEFAULT: Retry = preset(
         | bit(Condition::Cancelled),
 );
 
-/// Of calls from the mesh to the application here: Istio's policy for inbound calls.
-static INBOUND: Retry = preset(2, bit(Condition::ResetBeforeRequest));
-
-/// Of a route with a fault.
+/// Of a route with a fault, and of calls from the mesh to the application here.
 static NEVER: Retry = preset(0, 0);
+
+/// Of calls outside every route: a stale connection is followed by a new one.
+static OUTSIDE: Retry = preset(1, 0);
 
 const fn preset(attempts: u32, on_bits: u16) -> Retry {
     Retry {
@@ -132,6 +138,12 @@ const fn preset(attempts: u32, on_bits: u16) -> Retry {
 
 const NO_ANSWER: u16 =
     bit(Condition::Reset) | bit(Condition::FiveHundreds) | bit(Condition::GatewayError);
+
+const GRPC: u16 = bit(Condition::Cancelled)
+    | bit(Condition::DeadlineExceeded)
+    | bit(Condition::Internal)
+    | bit(Condition::ResourceExhausted)
+    | bit(Condition::Unavailable);
 
 const fn bit(condition: Condition) -> u16 {
     1 << condition as u16
@@ -153,23 +165,29 @@ impl Retry {
         }
     }
 
-    /// The policy of calls from the mesh to the application here.
-    #[must_use]
-    pub fn inbound() -> &'static Self {
-        &INBOUND
-    }
-
-    /// The policy of a route with a fault, whose caller sees what was asked for, and of calls outside every
-    /// route.
+    /// The policy of a route with a fault, whose caller sees what was asked for, and of calls from the mesh
+    /// to the application here: the caller's proxy has the policy, and two that repeat would multiply.
     #[must_use]
     pub fn never() -> &'static Self {
         &NEVER
+    }
+
+    /// The policy of calls outside every route.
+    #[must_use]
+    pub fn outside() -> &'static Self {
+        &OUTSIDE
     }
 
     /// Whether a response that is no error by its status may be followed by another try for it.
     #[must_use]
     pub fn reads_low_statuses(&self) -> bool {
         self.statuses.iter().any(|status| *status < 400)
+    }
+
+    /// Whether a response may be followed by another try for its gRPC status.
+    #[must_use]
+    pub fn reads_grpc_statuses(&self) -> bool {
+        self.on_bits & GRPC != 0
     }
 
     /// Whether an endpoint that cannot be connected to is passed over for another at once. Nothing was
@@ -190,12 +208,12 @@ impl Retry {
         if !may_repeat {
             return Decision::No;
         }
-        // The pool's own mistake, mended whatever the policy says. It happens once a request: what
-        // follows gets a fresh connection.
-        if matches!(one.outcome, Outcome::Reset { is_stale: true, .. }) {
+        let is_stale = matches!(one.outcome, Outcome::Reset { is_stale: true, .. });
+        // The pool's own mistake, and nobody has seen the request: no policy is asked.
+        if is_stale && one.outcome.is_unseen() {
             return Decision::Again { after_ms: 0 };
         }
-        if self.attempts == 0 || !self.asks_for_another(one.outcome) {
+        if self.attempts == 0 || !(is_stale || self.asks_for_another(one.outcome)) {
             return Decision::No;
         }
         if one.number > self.attempts {
@@ -204,8 +222,14 @@ impl Retry {
         if !in_flight().has_room() {
             return Decision::OverBudget;
         }
+        // The endpoint did not fail, its connection was too old.
+        let window_ms = if is_stale {
+            1
+        } else {
+            self.window_ms(one.number)
+        };
         Decision::Again {
-            after_ms: random.below(self.window_ms(one.number)),
+            after_ms: random.below(window_ms),
         }
     }
 
@@ -418,12 +442,12 @@ mod tests {
         }
         assert!(DEFAULT.passes_over() && !Retry::never().passes_over());
         assert!(!policy(&[Condition::RefusedStream]).passes_over());
-        assert!(goes_on(Retry::inbound(), first(UNSENT, false)));
-        assert!(!goes_on(Retry::inbound(), first(CUT, true)));
-        assert!(!goes_on(
-            Retry::never(),
-            first(Outcome::ConnectFailed, true)
-        ));
+        for outcome in [Outcome::ConnectFailed, UNSENT, CUT] {
+            assert!(!goes_on(Retry::never(), first(outcome, true)));
+            assert!(!goes_on(Retry::outside(), first(outcome, true)));
+        }
+        assert!(goes_on(Retry::outside(), first(STALE, true)));
+        assert!(!goes_on(Retry::outside(), first(STALE, false)));
     }
 
     #[test]
@@ -457,16 +481,52 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_stale_connection_needs_no_condition_no_wait_and_no_budget() {
-        let full = || InFlight {
+    fn full() -> InFlight {
+        InFlight {
             active: 10,
             retrying: 10,
+        }
+    }
+
+    #[test]
+    fn a_stale_connection_needs_no_condition_and_no_wait_but_an_attempt_and_the_budget() {
+        let mut random = Random::new(1);
+        let policy = policy(&[]);
+        let mut decide =
+            |one, in_flight: fn() -> InFlight| policy.decide(one, in_flight, &mut random);
+        let at_once = Decision::Again { after_ms: 0 };
+        assert_eq!(decide(first(STALE, true), quiet), at_once);
+        assert_eq!(decide(first(STALE, true), full), Decision::OverBudget);
+        let third = Try {
+            number: 3,
+            ..first(STALE, true)
         };
-        let decision = policy(&[]).decide(first(STALE, true), full, &mut Random::new(1));
-        assert_eq!(decision, Decision::Again { after_ms: 0 });
-        assert!(goes_on(Retry::never(), first(STALE, true)));
-        assert!(!goes_on(Retry::never(), first(STALE, false)));
+        assert_eq!(decide(third, quiet), Decision::UsedUp);
+        assert_eq!(decide(first(STALE, false), quiet), Decision::No);
+        assert!(!goes_on(Retry::never(), first(STALE, true)));
+    }
+
+    #[test]
+    fn a_stale_connection_on_which_nothing_was_sent_is_free() {
+        let unseen = Outcome::Reset {
+            is_sent: false,
+            is_stale: true,
+        };
+        for is_idempotent in [false, true] {
+            let one = first(unseen, is_idempotent);
+            let decision = Retry::never().decide(one, full, &mut Random::new(1));
+            assert_eq!(decision, Decision::Again { after_ms: 0 });
+        }
+    }
+
+    #[test]
+    fn a_policy_reads_grpc_statuses_when_a_condition_is_one() {
+        let grpc = [1, 4, 8, 13, 14].map(of_grpc_status);
+        for condition in ALL {
+            let expected = grpc.contains(&bit(condition));
+            assert_eq!(policy(&[condition]).reads_grpc_statuses(), expected);
+        }
+        assert!(DEFAULT.reads_grpc_statuses() && !Retry::never().reads_grpc_statuses());
     }
 
     #[test]

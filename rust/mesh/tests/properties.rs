@@ -499,8 +499,9 @@ proptest! {
             );
             prop_assert!(is_replayable && (is_idempotent || is_unseen));
             let is_stale = matches!(outcome, Outcome::Reset { is_stale: true, .. });
-            prop_assert!(is_stale || u64::from(number) <= attempts);
-            prop_assert!(is_stale || retrying < 3.max(active / 5));
+            let is_free = is_stale && is_unseen;
+            prop_assert!(is_free || u64::from(number) <= attempts);
+            prop_assert!(is_free || retrying < 3.max(active / 5));
             let doubled = 2u64.pow(number.min(20)) - 1;
             prop_assert!(is_stale || after_ms < backoff_ms * doubled.min(10));
             prop_assert!(!is_stale || after_ms == 0);

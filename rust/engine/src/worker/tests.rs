@@ -327,5 +327,6 @@ fn what_an_idle_connection_holds_stays_small() {
 }
 
 mod legs;
+mod repeats;
 mod tries;
 mod tunnels;

@@ -8,17 +8,17 @@ use std::time::Duration;
 const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order";
 pub(super) const PAYMENT: &str = "spiffe://cluster.local/ns/default/sa/payment";
 
-const INBOUND: &str = r#"{"name":"front","direction":"inbound","protocol":"HTTP",
+pub(super) const INBOUND: &str = r#"{"name":"front","direction":"inbound","protocol":"HTTP",
     "tls":{"mode":"STRICT"},"virtual_hosts":[]}"#;
 
 pub(super) struct Mesh {
     pub(super) near: Bench,
     pub(super) far: Bench,
-    authority: Authority,
+    pub(super) authority: Authority,
 }
 
 /// How long a certificate of the tests lives unless they say otherwise.
-const LIFE: Duration = Duration::from_secs(86_400);
+pub(super) const LIFE: Duration = Duration::from_secs(86_400);
 
 impl Mesh {
     /// `expected` is whom the caller's proxy is told to find at the callee's.
@@ -71,7 +71,7 @@ impl Mesh {
 
     /// Calls, and returns the connections of the caller and of the application, which has not
     /// answered yet.
-    fn call(&mut self, application: &TcpListener) -> (TcpStream, TcpStream) {
+    pub(super) fn call(&mut self, application: &TcpListener) -> (TcpStream, TcpStream) {
         let mut client = TcpStream::connect(self.near.address).unwrap();
         client.write_all(REQUEST).unwrap();
         let sent = |far: &Worker| {
@@ -88,7 +88,7 @@ impl Mesh {
     }
 
     /// Answers a call.
-    fn answer(&mut self, (client, served): &mut (TcpStream, TcpStream)) {
+    pub(super) fn answer(&mut self, (client, served): &mut (TcpStream, TcpStream)) {
         served.write_all(ANSWER).unwrap();
         assert_eq!(self.read(client, ANSWER.len()), ANSWER);
     }
@@ -145,9 +145,9 @@ impl Mesh {
     }
 }
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub(super) const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-fn hand_over(authority: &Authority, name: &str, life: Duration) -> String {
+pub(super) fn hand_over(authority: &Authority, name: &str, life: Duration) -> String {
     authority.hand_over(&[name], |params| {
         params.not_after = (std::time::SystemTime::now() + life).into();
     })

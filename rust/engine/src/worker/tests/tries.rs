@@ -11,13 +11,13 @@ use std::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Every condition there is, so that only the method can forbid another try.
-const ALWAYS: &str = r#""retry":{"attempts":2,"on":["5xx","gateway-error","reset",
+pub(super) const ALWAYS: &str = r#""retry":{"attempts":2,"on":["5xx","gateway-error","reset",
     "reset-before-request","connect-failure","refused-stream","retriable-4xx","cancelled",
     "unavailable"],"statuses":[503],"backoff_ms":1,"avoid_tried":true}"#;
 
 /// What the application does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Act {
+pub(super) enum Act {
     /// Closes it when this many bytes of the body were read; None is before anything is read.
     Close(Option<usize>),
     /// Begins a response head when the request is whole, and closes.
@@ -28,19 +28,25 @@ enum Act {
     Silence,
 }
 
-const OK: Act = Act::Answer("200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
-const UNAVAILABLE: Act = Act::Answer("503 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
+pub(super) const OK: Act =
+    Act::Answer("200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
+pub(super) const UNAVAILABLE: Act =
+    Act::Answer("503 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
 
 /// An application that does with its connections, in turn, what a script says, the last act for ever.
-struct Application {
-    address: SocketAddr,
+pub(super) struct Application {
+    pub(super) address: SocketAddr,
     /// What was read on each connection, in the order of their ends.
-    read: Arc<Mutex<Vec<String>>>,
+    pub(super) read: Arc<Mutex<Vec<String>>>,
 }
 
 impl Application {
-    fn new(script: &'static [Act]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pub(super) fn new(script: &'static [Act]) -> Self {
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), script)
+    }
+
+    pub(super) fn at(address: SocketAddr, script: &'static [Act]) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let read = Arc::new(Mutex::new(Vec::new()));
         let notes = Arc::clone(&read);
@@ -57,8 +63,18 @@ impl Application {
         Self { address, read }
     }
 
-    fn read(&self) -> Vec<String> {
+    pub(super) fn read(&self) -> Vec<String> {
         self.read.lock().unwrap().clone()
+    }
+}
+
+impl Act {
+    /// The whole answer, of one that answers.
+    pub(super) fn text(self) -> String {
+        match self {
+            Act::Answer(answer) => format!("HTTP/1.1 {answer}"),
+            Act::Close(_) | Act::HalfHead | Act::Silence => String::new(),
+        }
     }
 }
 
@@ -91,7 +107,7 @@ fn serve(mut connection: TcpStream, act: Act, notes: &Mutex<Vec<String>>) -> Opt
     }
     notes.lock().unwrap().push(String::from_utf8(text).unwrap());
     let answer = match act {
-        Act::Answer(answer) => format!("HTTP/1.1 {answer}"),
+        Act::Answer(_) => act.text(),
         Act::HalfHead => "HTTP/1.1 200 O".to_owned(),
         Act::Silence => return Some(connection),
         Act::Close(_) => return None,
@@ -104,7 +120,7 @@ fn front(handling: &str) -> String {
     FRONT.replace("\"destinations\"", &format!("{handling},\"destinations\""))
 }
 
-fn bench_of(handling: &str, applications: &[&Application]) -> Bench {
+pub(super) fn bench_of(handling: &str, applications: &[&Application]) -> Bench {
     let addresses = applications.iter().map(|it| it.address.to_string());
     bench_at(handling, &addresses.collect::<Vec<_>>())
 }
@@ -127,7 +143,7 @@ fn bench_at(handling: &str, addresses: &[String]) -> Bench {
 }
 
 /// A request whose answer is the last thing on its connection.
-fn request(method: &str, body: &str) -> Vec<u8> {
+pub(super) fn request(method: &str, body: &str) -> Vec<u8> {
     let length = if method == "GET" {
         String::new()
     } else {
@@ -139,7 +155,7 @@ fn request(method: &str, body: &str) -> Vec<u8> {
 }
 
 /// Steps until the client has the whole answer. It writes within the steps too, as large bodies must.
-fn answer(client: TcpStream, sent: &[u8], mut step: impl FnMut()) -> String {
+pub(super) fn answer(client: TcpStream, sent: &[u8], mut step: impl FnMut()) -> String {
     let mut writer = client.try_clone().unwrap();
     let sent = sent.to_vec();
     let writing = std::thread::spawn(move || writer.write_all(&sent));
@@ -159,7 +175,7 @@ fn answer(client: TcpStream, sent: &[u8], mut step: impl FnMut()) -> String {
 }
 
 impl Bench {
-    fn ask(&mut self, sent: &[u8]) -> String {
+    pub(super) fn ask(&mut self, sent: &[u8]) -> String {
         let client = TcpStream::connect(self.address).unwrap();
         answer(client, sent, || {
             self.worker.step(&mut self.events, 5).unwrap();
@@ -167,19 +183,19 @@ impl Bench {
     }
 
     /// The one line of the access log.
-    fn line(&mut self) -> serde_json::Value {
+    pub(super) fn line(&mut self) -> serde_json::Value {
         let log = self.memory.drain_access_log(100_000);
         let log = String::from_utf8(log).unwrap();
         assert_eq!(log.lines().count(), 1, "{log}");
         serde_json::from_str(&log).unwrap()
     }
 
-    fn flags(&mut self) -> String {
+    pub(super) fn flags(&mut self) -> String {
         self.line()["response_flags"].as_str().unwrap().to_owned()
     }
 
     /// Nothing is counted that is over.
-    fn assert_quiet(&self) {
+    pub(super) fn assert_quiet(&self) {
         for slot in 5..8 {
             assert_eq!(self.worker.share.endpoints.active(slot), 0);
             assert_eq!(self.worker.share.endpoints.retrying(slot), 0);
@@ -187,11 +203,11 @@ impl Bench {
     }
 }
 
-fn status(answer: &str) -> &str {
+pub(super) fn status(answer: &str) -> &str {
     answer.get(9..12).unwrap_or("cut")
 }
 
-const BODY: &str = "0123456789";
+pub(super) const BODY: &str = "0123456789";
 
 #[test]
 fn no_post_is_read_twice_whenever_its_connection_dies_and_a_put_is_answered() {
@@ -516,18 +532,33 @@ fn the_destination_is_chosen_once_for_all_tries() {
 /// A mesh whose caller tries again whatever may be tried again.
 fn mesh_of(application: &Application) -> Mesh {
     let mut mesh = Mesh::new(application.address, PAYMENT);
-    let document = mesh.near.worker.generation.snapshot.to_document();
-    let mut document: serde_json::Value = serde_json::from_slice(&document).unwrap();
-    let policy: serde_json::Value = serde_json::from_str(&format!("{{{ALWAYS}}}")).unwrap();
-    document["listeners"][0]["virtual_hosts"][0]["routes"][0]["retry"] = policy["retry"].clone();
-    document["generation"] = 2.into();
-    let snapshot = Snapshot::from_document(document.to_string().as_bytes()).unwrap();
-    mesh.near.worker.apply(Generation::new(snapshot), 2);
+    mesh.retry(ALWAYS);
     mesh
 }
 
 impl Mesh {
-    fn step(&mut self) {
+    /// Gives the caller's route a retry policy, written as a member of the document.
+    pub(super) fn retry(&mut self, policy: &str) {
+        let policy: serde_json::Value = serde_json::from_str(&format!("{{{policy}}}")).unwrap();
+        self.change_near(|document| {
+            let route = &mut document["listeners"][0]["virtual_hosts"][0]["routes"][0];
+            route["retry"] = policy["retry"].clone();
+        });
+    }
+
+    /// Applies a changed document at the caller's.
+    pub(super) fn change_near(&mut self, change: impl Fn(&mut serde_json::Value)) {
+        let worker = &mut self.near.worker;
+        let document = worker.generation.snapshot.to_document();
+        let mut document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        change(&mut document);
+        let generation = worker.generation.number() + 1;
+        document["generation"] = generation.into();
+        let snapshot = Snapshot::from_document(document.to_string().as_bytes()).unwrap();
+        worker.apply(Generation::new(snapshot), generation);
+    }
+
+    pub(super) fn step(&mut self) {
         self.near.worker.step(&mut self.near.events, 2).unwrap();
         self.far.worker.step(&mut self.far.events, 2).unwrap();
     }
