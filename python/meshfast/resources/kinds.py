@@ -118,8 +118,9 @@ class Protocol(Enum):
 
 
 class Balancer(Enum):
-    """How one of several endpoints is chosen."""
+    """How one of several endpoints is chosen; LEAST_CONN is Istio's old word for LEAST_REQUEST."""
 
+    LEAST_CONN = "LEAST_CONN"
     LEAST_REQUEST = "LEAST_REQUEST"
     RANDOM = "RANDOM"
     ROUND_ROBIN = "ROUND_ROBIN"
