@@ -70,6 +70,20 @@ def test_a_hop_that_is_not_mutual_tls_says_no() -> None:
     assert line.endswith("  NO")
 
 
+def test_percentiles_of_hops_are_shown_as_the_estimates_that_they_are() -> None:
+    state = progress()
+    # Calls of 2 ms: what a histogram knows is that they took 1 to 5 ms.
+    for hop in state.measured.hops:
+        hop.buckets = {1.0: 0.0, 5.0: 100.0, float("inf"): 100.0}
+    state.recent.latencies_ms = [2.0] * 100
+    lines = shown(LiveScreen, state)
+    assert lines[0].split() == ["hop", "req/s", "errors", "~p50", "ms", "~p95", "~p99", "mTLS"]
+    [first] = [line for line in lines if line.startswith("load → order")]
+    assert first.split()[-4] == "3.0", "more than the whole chain"
+    assert "~ estimated within Istio's buckets: may exceed the chain's, which are exact" in lines
+    assert any("p50/p95/p99 2.0/2.0/2.0 ms" in line for line in lines)
+
+
 def test_a_pipe_gets_a_line_for_each_act_once_when_it_has_ended() -> None:
     state = progress()
     waiting, ended = Progress([Act("trace", "a trace")], state.measured), state

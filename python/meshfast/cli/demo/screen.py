@@ -32,7 +32,9 @@ MARKS = {
 #: The same where a terminal's characters may be missing.
 WORDS = {"done": ("ok    ", "green"), "failed": ("FAILED", "bold red")}
 MUTUAL_TLS = {True: ("yes", "green"), False: ("NO", "bold red")}
-TITLES = ("hop", "req/s", "errors", "p50 ms", "p95", "p99", "mTLS")
+TITLES = ("hop", "req/s", "errors", "~p50 ms", "~p95", "~p99", "mTLS")
+#: A hop of 2 ms counts in the bucket from 1 to 5 ms, whose middle is 3; the chain is timed.
+ESTIMATED = "~ estimated within Istio's buckets: may exceed the chain's, which are exact"
 LINE = "{:<34} {:>7} {:>6} {:>7} {:>6} {:>6}  {}"
 BAR = 48
 
@@ -96,6 +98,7 @@ def table(hops: list[Hop]) -> Iterator[Text]:
         line = Text(LINE.format(name, rate, errors, *percentiles, ""))
         yield line.append(*MUTUAL_TLS[hop.is_mutual_tls])
         yield Text("  " + _identities(hop), "dim")
+    yield Text(ESTIMATED, "dim")
 
 
 def ending(measured: Measured, *, with_hops: bool) -> Text:
