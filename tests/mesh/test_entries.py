@@ -186,6 +186,21 @@ def test_a_tunnel_to_an_entry_leads_to_its_endpoints(world: World, protocol: str
         world.mesh.delete("ServiceEntry", "entry")
 
 
+def test_an_entry_says_nothing_about_ports_that_it_does_not_have(
+    world: World, caller: Caller, origins: dict[str, Origin]
+) -> None:
+    world.mesh.apply(entry("STATIC", endpoints("127.0.0.1", origins["one"]), host="localhost"))
+    assert answered_by(caller.call("http://localhost/")) == "one"
+    assert answered_by(caller.call("http://localhost:80/")) == "one"
+    assert answered_by(caller.call(f"http://localhost:{origins['two'].port}/")) == "two"
+    with Origin(reverse) as origin:
+        status, end = world.order.tunnel(f"localhost:{origin.port}")
+        with end:
+            assert status == 200
+            assert say(end) == b"olleh\x01\x00"
+    world.mesh.delete("ServiceEntry", "entry")
+
+
 def test_labels_of_workload_entries_choose_subsets_and_weights_count(
     world: World, caller: Caller, origins: dict[str, Origin]
 ) -> None:
