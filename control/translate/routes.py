@@ -2,8 +2,8 @@
 
 A rule of a VirtualService replaces the default route of its host, as in Istio: what no rule takes
 is answered 404. A service with several ports is routed by the port in the authority; without one,
-the first port is meant. A service of the mesh is not called by ports that it does not have; the host
-of a ServiceEntry is passed through by those, as if nobody had declared it. A condition on the
+the first port is meant. A service of the mesh is not called by ports that it does not have; the
+host of a ServiceEntry is passed through by those, as if nobody had declared it. A condition on the
 authority that a rule brings sees the port itself and is taken as written.
 
 Invariants: a domain stands in one virtual host only; of two rules for a host the first by name

@@ -76,7 +76,8 @@ class Shop:
     @contextmanager
     def holding(self, headers: dict[str, str]) -> Iterator[None]:
         """Let `c` have some unfinished requests, and the others none."""
-        before, threads = self._held(), []
+        before = self._held()
+        threads: list[threading.Thread] = []
 
         def hold() -> None:
             with self.order.caller() as caller:

@@ -127,7 +127,7 @@ class Balancer(Enum):
 
 
 class Location(Enum):
-    """Whether the service is part of the mesh; changes nothing before mutual TLS is served."""
+    """Whether the service is part of the mesh; its endpoints are called in plain text anyway."""
 
     MESH_EXTERNAL = "MESH_EXTERNAL"
     MESH_INTERNAL = "MESH_INTERNAL"
