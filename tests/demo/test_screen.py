@@ -105,6 +105,7 @@ def test_what_is_wrong_and_what_else_there_is_to_say_follow_the_line_of_an_act()
 def test_the_end_says_what_happened_or_what_did_not() -> None:
     measured = good()
     measured.pss_kb = {"agent": 3, "worker/1": 4, "total": 7}
+    measured.whole.latencies_ms = [1.0, 2.0, 3.0]
     lines = str(ending(measured, with_hops=True)).splitlines()
     assert lines[-3:] == [
         "trace 1f: order → payment-service → inventory",
@@ -112,6 +113,7 @@ def test_the_end_says_what_happened_or_what_did_not() -> None:
         "ok: 5000 requests, 0 errors; the canary got 10.0%, and 0% once taken back",
     ]
     assert sum("mTLS" in line for line in lines) == 1
+    assert "the whole chain: p50/p95/p99 2.0/3.0/3.0 ms" in lines
     assert "mTLS" not in str(ending(measured, with_hops=False))
     measured.convergence_ms.clear()
     lines = str(ending(measured, with_hops=False)).splitlines()
