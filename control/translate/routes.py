@@ -2,8 +2,9 @@
 
 A rule of a VirtualService replaces the default route of its host, as in Istio: what no rule takes
 is answered 404. A service with several ports is routed by the port in the authority; without one,
-the first port is meant. A service of the mesh is not called by ports that it does not have. A
-condition on the authority that a rule brings sees the port itself and is taken as written.
+the first port is meant. A service of the mesh is not called by ports that it does not have; the
+host of a ServiceEntry is passed through by those, as if nobody had declared it. A condition on the
+authority that a rule brings sees the port itself and is taken as written.
 
 Invariants: a domain stands in one virtual host only; of two rules for a host the first by name
 counts (`check` refuses the second one).
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from meshfast.control.translate.hosts import Hosts, completed
-from meshfast.control.translate.services import MeshService
 from meshfast.policy import names
 from meshfast.policy.document import Destination, HostPort, HttpRoute, Match, VirtualHost
 from meshfast.policy.index import Entry
@@ -41,7 +41,8 @@ class Routed:
     namespace: str
     pattern: str  # the domain, when there is no short name
     routes: tuple[HttpRoute, ...]
-    ports: tuple[HostPort, ...]  # of a service of the mesh; empty where any port will do
+    ports: tuple[HostPort, ...]  # empty where any port will do
+    external: bool
 
     def domains(self, namespace: str) -> Iterator[str]:
         """Give the spellings that a workload of the namespace may use."""
@@ -80,8 +81,9 @@ def routed_hosts(hosts: Hosts) -> list[Routed]:
             routes = tuple(_default_routes(known.host, ports, others))
         else:
             routes = tuple(_ruled_routes(router, mine, hosts, ports or (0,), others))
-        called = () if service is None else tuple(_host_ports(service))
-        routed.append(_routed(*written[key], mine, routes, called))
+        called = tuple(_host_ports(ports, others, known.host)) if known is not None else ()
+        external = key in hosts.external
+        routed.append(_routed(*written[key], mine, routes, called, external))
     return routed
 
 
@@ -94,7 +96,13 @@ def virtual_hosts(routed: list[Routed], namespace: str) -> tuple[VirtualHost, ..
         taken.update(domains)
         if domains:
             found.append(
-                VirtualHost(name=host.name, domains=domains, routes=host.routes, ports=host.ports)
+                VirtualHost(
+                    name=host.name,
+                    domains=domains,
+                    routes=host.routes,
+                    ports=host.ports,
+                    external=host.external,
+                )
             )
     return tuple(found)
 
@@ -105,22 +113,25 @@ def _routed(
     rule: Entry[VirtualService] | None,
     routes: tuple[HttpRoute, ...],
     ports: tuple[HostPort, ...],
+    external: bool,
 ) -> Routed:
     service = names.service(host, namespace)
     short = "" if "." in service.name or "*" in host else service.name
     pattern = host.lower().removesuffix(".")
     name = rule.full_name if rule is not None else f"{service.namespace}/{service.name}"
-    return Routed(name, short, service.namespace, pattern, routes, ports)
+    return Routed(name, short, service.namespace, pattern, routes, ports, external)
 
 
-def _host_ports(service: MeshService) -> Iterator[HostPort]:
-    """Give the ports of a service by all their numbers, each with the cluster for what is not HTTP.
+def _host_ports(
+    ports: tuple[int, ...], others: Mapping[int, tuple[int, ...]], host: str
+) -> Iterator[HostPort]:
+    """Give the ports of a host by all their numbers, each with the cluster for what is not HTTP.
 
-    The first is for callers that name none.
+    The first is for callers of a service that name none.
     """
-    for port in service.ports:
-        cluster = names.cluster_name(port.number, service.host)
-        for number in (port.number, *port.others):
+    for port in ports:
+        cluster = names.cluster_name(port, host)
+        for number in (port, *others.get(port, ())):
             yield HostPort(number=number, cluster=cluster)
 
 

@@ -93,13 +93,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def zipkin() -> Iterator[FakeZipkin]:
-    fake = FakeZipkin()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back-off and time-outs of a tenth, so that tests of them do not take minutes."""
     for name in ("POST_S", "DELAY_S_MIN", "DELAY_S_MAX", "BATCH_S"):

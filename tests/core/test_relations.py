@@ -56,6 +56,25 @@ def test_what_will_surprise_is_a_warning(route: str, warning: str) -> None:
     assert warnings_of(route) == [warning]
 
 
+def test_the_old_name_of_least_request_is_taken_with_a_warning() -> None:
+    (loaded,) = load_text(
+        """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec:
+  host: web
+  subsets:
+    - {name: v1, trafficPolicy: {loadBalancer: {simple: LEAST_CONN}}}
+""",
+        "f.yaml",
+    )
+    assert [str(warning) for warning in loaded.warnings] == [
+        "f.yaml:7:57: spec.subsets[0].trafficPolicy.loadBalancer.simple: LEAST_CONN is taken for "
+        "LEAST_REQUEST, which has replaced it in Istio (write LEAST_REQUEST)"
+    ]
+
+
 @pytest.mark.parametrize(
     "route",
     [

@@ -9,7 +9,7 @@ another connection must be served.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
 
@@ -361,23 +361,32 @@ class CuttingOrigin(Origin):
         """Listen."""
         super().__init__(self._answer)
         self._bytes = answer
+        self.left: list[None] = []
 
     def _answer(self, client: Client) -> None:
-        while True:
-            head = client.read_until(b"\r\n\r\n")
-            # The proxy has read the first part by then, or this is the uncut answer once more.
-            client.send_split(self._bytes, int(head.split(b" ")[1][1:]))
+        try:
+            while True:
+                head = client.read_until(b"\r\n\r\n")
+                # The proxy has read the first part by then, or this is the uncut answer once more.
+                client.send_split(self._bytes, int(head.split(b" ")[1][1:]))
+        finally:
+            self.left.append(None)
 
 
-def ask_at_every_place(port: int, answer: bytes) -> Iterator[tuple[int, Client]]:
-    """Ask for every cut of an answer, on many connections at once; yield place and caller."""
-    for start in range(0, len(answer), AT_ONCE):
-        places = range(start, min(start + AT_ONCE, len(answer)))
+def ask_at(places: Sequence[int], port: int) -> Iterator[tuple[int, Client]]:
+    """Ask for an answer cut at each place, on many connections at once; yield place and caller."""
+    for start in range(0, len(places), AT_ONCE):
         with contextlib.ExitStack() as stack:
-            callers = [(place, stack.enter_context(Client(port))) for place in places]
+            batch = places[start : start + AT_ONCE]
+            callers = [(place, stack.enter_context(Client(port))) for place in batch]
             for place, caller in callers:
-                caller.send(b"GET /%d HTTP/1.1\r\n" % place + HOST + b"\r\n")
+                ask(caller, place)
             yield from callers
+
+
+def ask(caller: Client, place: int) -> None:
+    """Ask for the answer cut at a place."""
+    caller.send(b"GET /%d HTTP/1.1\r\n" % place + HOST + b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -397,7 +406,7 @@ def ask_at_every_place(port: int, answer: bytes) -> Iterator[tuple[int, Client]]
 )
 def test_a_bad_response_is_a_502(tmp_path: Path, row: str, answer: bytes) -> None:
     with CuttingOrigin(answer) as origin, forwarding(origin, tmp_path) as (proxy, port):
-        for place, caller in ask_at_every_place(port, answer):
+        for place, caller in ask_at(range(len(answer)), port):
             response = caller.response()
             while response.status == 103:
                 response = caller.response()
@@ -408,13 +417,23 @@ def test_a_bad_response_is_a_502(tmp_path: Path, row: str, answer: bytes) -> Non
 
 @pytest.mark.parametrize("extra", [b"x", GOOD], ids=["bytes", "response"])
 def test_a26_what_comes_behind_a_response_is_nobody_s(tmp_path: Path, extra: bytes) -> None:
-    answer = GOOD + extra
+    answer, between = GOOD + extra, len(GOOD)
     with CuttingOrigin(answer) as origin, forwarding(origin, tmp_path) as (_, port):
-        for place, caller in ask_at_every_place(port, answer):
-            response = caller.response()
-            assert (response.status, response.body) == (200, b"ok"), f"cut at {place}"
-            if place == len(GOOD):
-                continue  # the rest may come after a next request was sent, and be its answer
-            caller.send(b"GET /%d HTTP/1.1\r\n" % place + HOST + b"\r\n")
-            assert caller.response().body == b"ok", f"cut at {place}"
-        assert origin.accepted == 2 * len(answer) - 1, "no connection is used again"
+        # Cut between the two, the rest comes to an idle connection, and any request that has taken
+        # it by then would get it for its answer: this place is the last, when nobody else asks.
+        for place, caller in ask_at([one for one in range(len(answer)) if one != between], port):
+            assert_ok(caller, place)
+            ask(caller, place)
+            assert_ok(caller, place)
+        with Client(port) as caller:
+            for _ in range(2):
+                ask(caller, between)
+                assert_ok(caller, between)
+                wait_for("its end", lambda: reaches(origin.left, origin.accepted))
+        assert origin.accepted == 2 * len(answer), "no connection is used again"
+
+
+def assert_ok(caller: Client, place: int) -> None:
+    """The good response comes, and not what follows it."""
+    response = caller.response()
+    assert (response.status, response.body) == (200, b"ok"), f"cut at {place}"

@@ -50,13 +50,6 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
-def zipkin() -> Iterator[FakeZipkin]:
-    fake = FakeZipkin()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
 def traced(tmp_path: Path, origin: Origin, zipkin: FakeZipkin) -> Iterator[Traced]:
     traced = Traced(tmp_path, origin, zipkin.address)
     with traced.proxy:

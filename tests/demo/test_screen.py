@@ -70,6 +70,20 @@ def test_a_hop_that_is_not_mutual_tls_says_no() -> None:
     assert line.endswith("  NO")
 
 
+def test_percentiles_of_hops_are_shown_as_the_estimates_that_they_are() -> None:
+    state = progress()
+    # Calls of 2 ms: what a histogram knows is that they took 1 to 5 ms.
+    for hop in state.measured.hops:
+        hop.buckets = {1.0: 0.0, 5.0: 100.0, float("inf"): 100.0}
+    state.recent.latencies_ms = [2.0] * 100
+    lines = shown(LiveScreen, state)
+    assert lines[0].split() == ["hop", "req/s", "errors", "~p50", "ms", "~p95", "~p99", "mTLS"]
+    [first] = [line for line in lines if line.startswith("load → order")]
+    assert first.split()[-4] == "3.0", "more than the whole chain"
+    assert "~ estimated within Istio's buckets: may exceed the chain's, which are exact" in lines
+    assert any("p50/p95/p99 2.0/2.0/2.0 ms" in line for line in lines)
+
+
 def test_a_pipe_gets_a_line_for_each_act_once_when_it_has_ended() -> None:
     state = progress()
     waiting, ended = Progress([Act("trace", "a trace")], state.measured), state
@@ -91,6 +105,7 @@ def test_what_is_wrong_and_what_else_there_is_to_say_follow_the_line_of_an_act()
 def test_the_end_says_what_happened_or_what_did_not() -> None:
     measured = good()
     measured.pss_kb = {"agent": 3, "worker/1": 4, "total": 7}
+    measured.whole.latencies_ms = [1.0, 2.0, 3.0]
     lines = str(ending(measured, with_hops=True)).splitlines()
     assert lines[-3:] == [
         "trace 1f: order → payment-service → inventory",
@@ -98,6 +113,7 @@ def test_the_end_says_what_happened_or_what_did_not() -> None:
         "ok: 5000 requests, 0 errors; the canary got 10.0%, and 0% once taken back",
     ]
     assert sum("mTLS" in line for line in lines) == 1
+    assert "the whole chain: p50/p95/p99 2.0/3.0/3.0 ms" in lines
     assert "mTLS" not in str(ending(measured, with_hops=False))
     measured.convergence_ms.clear()
     lines = str(ending(measured, with_hops=False)).splitlines()

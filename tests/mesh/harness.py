@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -16,9 +17,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from meshfast.discovery.token import JoinToken
 
@@ -215,6 +218,30 @@ class Sidecar:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(errors="replace")
 
+    def tunnel(self, authority: str) -> tuple[int, socket.socket]:
+        """CONNECT as the application would: the status, and the connection behind it."""
+        proxy, credential = self._proxy()
+        one = socket.create_connection((proxy.hostname or "", proxy.port or 0), 10)
+        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
+        one.sendall(f"{head}Proxy-Authorization: {credential}\r\n\r\n".encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            more = one.recv(1)
+            assert more, answer
+            answer += more
+        return int(answer.split()[1]), one
+
+    def caller(self) -> Caller:
+        """A connection of the application to its proxy."""
+        proxy, credential = self._proxy()
+        return Caller(proxy.hostname or "", proxy.port or 0, credential)
+
+    def _proxy(self) -> tuple[SplitResult, str]:
+        """Where the application's proxy is, and what it shows there."""
+        proxy = urlsplit(self.proxies()["http"])
+        basic = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+        return proxy, f"Basic {basic}"
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -231,6 +258,41 @@ class Sidecar:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self.process.wait(DEADLINE_S)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: the status, headers by names in lower case, the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Caller:
+    """One connection of the application behind a sidecar to its outbound listener."""
+
+    def __init__(self, host: str, port: int, credential: str) -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_S)
+        self._authorization = {"Proxy-Authorization": credential}
+
+    def call(self, url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Answer:
+        """Call a URL and read the answer."""
+        more = self._authorization | (headers or {})
+        self._connection.request(method, url, headers=more)
+        with self._connection.getresponse() as got:
+            named = {name.lower(): value for name, value in got.getheaders()}
+            return Answer(got.status, named, got.read())
+
+    def close(self) -> None:
+        """Close it."""
+        self._connection.close()
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Job(Sidecar):
@@ -292,11 +354,40 @@ class Fixture:
         self.sidecars.append(one)
         return one
 
+    def apply(self, text: str) -> list[str]:
+        """Apply resources; return the warnings when every sidecar has them."""
+        applied = self.control.ask(apply=text)
+        self._until_synced(applied)
+        return [one["message"] for one in applied["warnings"]]
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete a resource of the default namespace; return when no sidecar has it any more."""
+        self._until_synced(self.control.ask(delete=[kind, "default", name]))
+
+    def _until_synced(self, changed: Any) -> None:
+        assert "error" not in changed, changed["error"]
+        revision = changed["revision"]
+
+        def synced() -> bool:
+            held = self.control.ask(sidecars=True)
+            return all(
+                one["state"] == "SYNCED" and order(one["revision"]) >= order(revision)
+                for one in held
+                if one["connected"]
+            )
+
+        wait_until(synced, f"every sidecar has {revision}: {self.control.ask(sidecars=True)}")
+
     def close(self) -> None:
         """End everything."""
         for one in self.sidecars:
             one.close()
         self.control.close()
+
+
+def order(revision: str) -> int:
+    """The second part of a revision; the first names the store."""
+    return int(revision.partition("-")[2])
 
 
 def until_reached(caller: Sidecar, url: str) -> dict[str, Any]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from meshfast.cli.demo.policy import CANARY, SUBSETS
-from tests.mesh.harness import Sidecar, wait_until
+from tests.mesh.harness import Sidecar, order, wait_until
 from tests.mesh.operating import Operator
 
 LOOPBACK = ("--inbound-address", "127.0.0.1:0", "--outbound-address", "127.0.0.1:0")
@@ -52,18 +49,12 @@ class Mesh:
 
     def calls(self, count: int) -> Counter[str]:
         """Call the service; count who answered."""
-        proxy = urlsplit(self.caller.proxies()["http"])
-        assert proxy.hostname is not None
-        connection = http.client.HTTPConnection(proxy.hostname, proxy.port, timeout=20)
-        authorization = {"Proxy-Authorization": f"Basic {credential(proxy)}"}
         answered: Counter[str] = Counter()
-        with contextlib.closing(connection):
+        with self.caller.caller() as caller:
             for _ in range(count):
-                connection.request("GET", "http://payment-service/", headers=authorization)
-                answer = connection.getresponse()
-                body = answer.read()
-                assert answer.status == 200, body
-                answered[json.loads(body)["name"]] += 1
+                answer = caller.call("http://payment-service/")
+                assert answer.status == 200, answer.body
+                answered[json.loads(answer.body)["name"]] += 1
         return answered
 
     def _status(self) -> Any:
@@ -75,22 +66,11 @@ class Mesh:
     def _synced(self, revision: str) -> bool:
         mesh = self._status()
         held = [one["revision"] for one in mesh["sidecars"] if one["state"] == "SYNCED"]
-        return held == 3 * [mesh["revision"]] and number(held[0]) >= number(revision)
+        return held == 3 * [mesh["revision"]] and order(held[0]) >= order(revision)
 
     def close(self) -> None:
         for sidecar in self.sidecars:
             sidecar.close()
-
-
-def number(revision: str) -> int:
-    """The second part of a revision; the first names the store."""
-    return int(revision.partition("-")[2])
-
-
-def credential(proxy: Any) -> str:
-    import base64
-
-    return base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
 
 
 @pytest.fixture

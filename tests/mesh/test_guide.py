@@ -15,21 +15,20 @@ def says(mark: str) -> Callable[[str], bool]:
     return lambda log: mark in log
 
 
-def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
+def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path, zipkin: FakeZipkin) -> None:
     hosts, control, tokens, payment, order, questions, token, second, canary, traced = shell_blocks(
         Path("docs/mesh.md"), {port: str(free_port()) for port in ("8080", "8081", "8082")}
     )
     terminal = Terminal(tmp_path)
     terminal.run(hosts)
-    host_a, host_b = tmp_path / "host-a", tmp_path / "host-b"
-    (host_a / "greeting.txt").write_text("hello")
+    host_b = tmp_path / "host-b"
     status = ". host-a/env; meshfast status"
     with terminal.running(control, "control", says("control plane ready")):
         terminal.run(tokens)
         assert (host_b / "order.token").stat().st_mode & 0o077 == 0
         with terminal.running(payment, "payment", says("application accepts")):
             wait_until(lambda: "1/1" in terminal.run(status), "payment is healthy")
-            assert "greeting.txt" in terminal.run(order)
+            assert terminal.run(order).startswith("paid by v1\n")
             answer = terminal.run(questions)
             assert "SYNCED" in answer
             assert "0 found" in answer
@@ -39,11 +38,7 @@ def test_the_guide_of_the_mesh_works_as_written(tmp_path: Path) -> None:
                 said = terminal.run(canary)
                 assert "payment.default: v1 90, v2 10\n" in said
                 assert said.endswith("payment.default: v1 100, v2 0\n")
-            zipkin = FakeZipkin()
-            try:
-                terminal.run(traced.replace("127.0.0.1:9411", zipkin.address))
-                assert [span["localEndpoint"]["serviceName"] for span in zipkin.spans] == [
-                    "order.default"
-                ]
-            finally:
-                zipkin.close()
+            terminal.run(traced.replace("127.0.0.1:9411", zipkin.address))
+            assert [one["localEndpoint"]["serviceName"] for one in zipkin.spans] == [
+                "order.default"
+            ]

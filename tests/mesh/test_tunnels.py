@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import socket
 import ssl
 import subprocess
 import sys
-import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -49,21 +47,6 @@ def replicas(mesh: Fixture) -> list[Sidecar]:
     return [mesh.serve("payment", *options, version=version) for version in ("v1", "v2")]
 
 
-def tunnel(caller: Sidecar, authority: str) -> tuple[int, socket.socket]:
-    """CONNECT as the caller's application does: the status, and the connection behind it."""
-    proxy = urllib.parse.urlsplit(caller.proxies()["http"])
-    credential = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
-    one = socket.create_connection((proxy.hostname or "", proxy.port or 0), 10)
-    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
-    one.sendall(f"{head}Proxy-Authorization: Basic {credential}\r\n\r\n".encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        more = one.recv(1)
-        assert more, answer
-        answer += more
-    return int(answer.split()[1]), one
-
-
 def get_inside(one: socket.socket, host: str) -> dict[str, object]:
     """Send a request through a tunnel that is open."""
     connection = http.client.HTTPConnection(host)
@@ -83,7 +66,7 @@ def test_requests_inside_a_tunnel_are_balanced_one_by_one_over_mutual_tls(mesh: 
         lambda: until_reached(order, f"http://{host}/")["name"] == "payment-v2",
         f"both are known:\n{order.text}",
     )
-    status, one = tunnel(order, host)
+    status, one = order.tunnel(host)
     assert status == 200
     with one:
         seen = Counter(str(get_inside(one, host)["name"]) for _ in range(40))
@@ -109,7 +92,7 @@ def test_tls_inside_a_tunnel_reaches_the_application_unopened(mesh: Fixture) -> 
     trusts = ssl.create_default_context(cadata=certificate)
 
     def answered() -> bool:
-        status, one = tunnel(order, f"secure:{port}")
+        status, one = order.tunnel(f"secure:{port}")
         with one:
             if status != 200:
                 return False
@@ -140,6 +123,6 @@ def test_a_port_that_nobody_serves_is_not_served_by_another_one(mesh: Fixture) -
     until_reached(order, f"http://payment:{payment.port}/")
     assert order.get("http://payment/")[0] == 200
     assert order.get("http://payment:9/")[0] == 404
-    status, one = tunnel(order, "payment:9")
+    status, one = order.tunnel("payment:9")
     one.close()
     assert status == 404

@@ -17,6 +17,7 @@ from meshfast.policy import names
 from meshfast.policy.document import Balancer, Cluster, Endpoint, Workload
 from meshfast.policy.index import Entry, ServiceHost, nearest, selected
 from meshfast.policy.slots import SlotAllocator
+from meshfast.resources import kinds
 from meshfast.resources.kinds import (
     DestinationRule,
     Resolution,
@@ -41,6 +42,13 @@ __all__ = [
 
 CONNECT_TIMEOUT_MS = 10_000  # Istio's default connectTimeout
 IDLE_TIMEOUT_MS = 3_000  # below the keep-alive of common servers; Linkerd's default
+
+_BALANCERS: dict[kinds.Balancer, Balancer] = {
+    kinds.Balancer.LEAST_CONN: "LEAST_REQUEST",
+    kinds.Balancer.LEAST_REQUEST: "LEAST_REQUEST",
+    kinds.Balancer.RANDOM: "RANDOM",
+    kinds.Balancer.ROUND_ROBIN: "ROUND_ROBIN",
+}
 
 Resolve = Callable[[str], list[str]]
 
@@ -69,8 +77,8 @@ def balancer(rule: DestinationRule | None, subset: Subset | None) -> Balancer:
         policies.append(rule.spec.traffic_policy)
     for policy in policies:
         if policy is not None and policy.load_balancer is not None:
-            return policy.load_balancer.simple.value
-    return "LEAST_REQUEST"
+            return _BALANCERS[policy.load_balancer.simple]
+    return _BALANCERS[kinds.Balancer.LEAST_REQUEST]
 
 
 def selects(subset: Subset | None, labels: dict[str, str]) -> bool:

@@ -245,12 +245,14 @@ class VirtualHost(_Part, frozen=True, kw_only=True):
     """The routes for some domains; a domain occurs once per listener.
 
     With `ports` it is a service, called by no other ones; the first is for callers that name none.
+    An `external` one is no service of the mesh: by other ports it is a host that nobody knows.
     """
 
     name: str
     domains: tuple[str, ...]
     routes: tuple[HttpRoute, ...]
     ports: tuple[HostPort, ...] = ()
+    external: bool = False
 
 
 class TcpRoute(_Part, frozen=True, kw_only=True):

@@ -87,7 +87,7 @@ INSTEAD: dict[str, frozenset[str]] = {
 }
 
 VALUES: dict[str, frozenset[str]] = {
-    "Balancer": frozenset({"LEAST_CONN", "PASSTHROUGH", "UNSPECIFIED"}),
+    "Balancer": frozenset({"PASSTHROUGH", "UNSPECIFIED"}),
     "Protocol": frozenset(
         {
             "GRPC",
@@ -134,7 +134,6 @@ KINDS: frozenset[str] = frozenset(
 REASONS: dict[str, str] = {
     **dict.fromkeys(_SERVER_SET, "Kubernetes writes it, not you: remove it from the file"),
     **dict.fromkeys(("HTTPS", "TLS", "tls"), "TLS is not served yet: use protocol HTTP or TCP"),
-    "LEAST_CONN": "Istio replaced it: write LEAST_REQUEST",
     "UNSPECIFIED": "leave the field out for the default, LEAST_REQUEST",
     "percent": "Istio replaced it: write percentage: {value: N}",
     "serviceAccount": "endpoints of a WorkloadEntry are called without mutual TLS; a workload that "

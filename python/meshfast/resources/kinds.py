@@ -118,15 +118,16 @@ class Protocol(Enum):
 
 
 class Balancer(Enum):
-    """How one of several endpoints is chosen."""
+    """How one of several endpoints is chosen; LEAST_CONN is Istio's old word for LEAST_REQUEST."""
 
+    LEAST_CONN = "LEAST_CONN"
     LEAST_REQUEST = "LEAST_REQUEST"
     RANDOM = "RANDOM"
     ROUND_ROBIN = "ROUND_ROBIN"
 
 
 class Location(Enum):
-    """Whether the service is part of the mesh; changes nothing before mutual TLS is served."""
+    """Whether the service is part of the mesh; its endpoints are called in plain text anyway."""
 
     MESH_EXTERNAL = "MESH_EXTERNAL"
     MESH_INTERNAL = "MESH_INTERNAL"

@@ -167,6 +167,12 @@ def _grpc_status(text: str) -> Iterator[Finding]:
         yield Finding(f"unknown status of gRPC {text[:64]!r}", (), hint)
 
 
+def _load_balancer(settings: kinds.LoadBalancerSettings) -> Iterator[Finding]:
+    if settings.simple is kinds.Balancer.LEAST_CONN:
+        message = "LEAST_CONN is taken for LEAST_REQUEST, which has replaced it in Istio"
+        yield Finding(message, ("simple",), "write LEAST_REQUEST", True)
+
+
 def _no_percentage(percentage: kinds.Percent | None, what: str) -> Iterator[Finding]:
     if percentage is None or percentage.value == 0:
         hint = "without a percentage it is 0 %; write percentage: {value: 100} for all of them"
@@ -203,6 +209,7 @@ _CHECKS: dict[type[Any], Callable[[Any], Iterator[Finding]]] = {
     kinds.HTTPRetry: _retry,
     kinds.HTTPRoute: _route,
     kinds.HeaderOperations: _header_operations,
+    kinds.LoadBalancerSettings: _load_balancer,
     kinds.StringMatch: _string_match,
 }
 

@@ -1,15 +1,15 @@
-//! What comes inside a CONNECT to a service of the mesh.
+//! What comes inside a CONNECT to a service of the mesh, or to a port that a ServiceEntry declares.
 //!
 //! A CONNECT that names a service is granted at once, since where it leads is known. The first bytes
 //! inside say how they travel: HTTP/1 is read request by request, each routed and balanced like any
 //! other; everything else, TLS and HTTP/2 among it, is one TCP connection to the port's cluster. Both
-//! go the way of the service's clusters, which is mutual TLS; nothing here dials by itself.
+//! go the way of the service's clusters, mutual TLS for those of the mesh; nothing here dials by itself.
 //!
 //! What it refuses: a further CONNECT inside; a destination other than the one that CONNECT named,
 //! whatever `Host` or target a request inside writes. A CONNECT to any other host never comes here: it
 //! is passed through (`begin.rs`).
 //!
-//! Tests: `worker/tests/tunnels.rs`, `tests/mesh/test_tunnels.py`.
+//! Tests: `worker/tests/tunnels.rs`, `tests/mesh/test_tunnels.py`, `tests/mesh/test_entries.py`.
 
 use meshfast_mesh::NoRoute;
 use meshfast_wire::sniff::{Protocol, sniff};

@@ -295,6 +295,7 @@ impl Compiler<'_> {
             domains: host.domains,
             routes,
             ports,
+            is_external: host.external,
         })
     }
 

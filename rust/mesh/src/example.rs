@@ -64,7 +64,7 @@ pub(crate) fn document() -> Value {
                        "destinations": [destination("b")],
                        "retry": null, "fault": fault,
                        "request_headers": null, "response_headers": edits}],
-                  "ports": [{"number": 8080, "cluster": "a"}]}],
+                  "ports": [{"number": 8080, "cluster": "a"}], "external": false}],
              "tls": null, "credential_sha256": null, "workload": workload, "tcp_routes": []},
             {"name": "gateway/0.0.0.0:5432", "direction": "gateway", "protocol": "TCP",
              "forward_proxy": false, "virtual_hosts": [],

@@ -190,17 +190,21 @@ impl Destinations {
 const HTTP_PORT: u16 = 80;
 
 impl VirtualHost {
-    /// The port of the service that an authority means: the one it names; without one, or with HTTP's
-    /// where the service has no such port, the first.
-    fn port(&self, authority: &[u8]) -> Option<&HostPort> {
+    /// The port that an authority means: the one it names; without one, or with HTTP's where a service
+    /// of the mesh has no such port, its first.
+    fn port(&self, authority: &[u8]) -> Result<&HostPort, NoRoute> {
         let (_, text) = split(authority);
-        let number = match text {
-            None => HTTP_PORT,
-            Some(text) => parse_port(text).ok()?.unwrap_or(HTTP_PORT),
+        let number = match text.map(parse_port) {
+            None | Some(Ok(None)) => Some(HTTP_PORT),
+            Some(Ok(number)) => number,
+            Some(Err(_)) => None,
         };
-        let named = self.ports.iter().find(|port| port.number == number);
-        let first = self.ports.first().filter(|_| number == HTTP_PORT);
-        named.or(first)
+        let named = self.ports.iter().find(|port| Some(port.number) == number);
+        if self.is_external {
+            return named.ok_or(NoRoute::NoVirtualHost);
+        }
+        let first = self.ports.first().filter(|_| number == Some(HTTP_PORT));
+        named.or(first).ok_or(NoRoute::NoPort)
     }
 }
 
@@ -208,8 +212,8 @@ impl Snapshot {
     /// Decides where a request goes.
     ///
     /// # Errors
-    /// When no virtual host has the authority's host, it does not have its port, or none of its routes
-    /// matches.
+    /// When no virtual host has the authority's host (or an external one that has not its port), it does
+    /// not have its port, or none of its routes matches.
     pub fn route<'s>(
         &'s self,
         listener: usize,
@@ -223,9 +227,7 @@ impl Snapshot {
             .ok_or(NoRoute::NoVirtualHost)?;
         let virtual_host = &listener.virtual_hosts[host];
         if !virtual_host.ports.is_empty() {
-            virtual_host
-                .port(request.authority())
-                .ok_or(NoRoute::NoPort)?;
+            virtual_host.port(request.authority())?;
         }
         let (index, route) = virtual_host
             .routes
@@ -252,16 +254,15 @@ impl Snapshot {
     /// to the cluster of a port of the service, whatever the routes for requests say.
     ///
     /// # Errors
-    /// `NoVirtualHost` also when the virtual host has no ports, and so is no service; `NoPort` when it
-    /// has other ones.
+    /// `NoVirtualHost` also when the virtual host has no ports, and so is no service, or is external and
+    /// has other ones; `NoPort` when a service has other ones.
     pub fn route_opaque(&self, listener: usize, authority: &[u8]) -> Result<usize, NoRoute> {
         let listener = self.listeners.get(listener).ok_or(NoRoute::NoListener)?;
         let found = listener.domains.find(authority);
         let host = found.map(|host| &listener.virtual_hosts[host]);
         let service = host.filter(|host| !host.ports.is_empty());
         let service = service.ok_or(NoRoute::NoVirtualHost)?;
-        let port = service.port(authority).ok_or(NoRoute::NoPort)?;
-        Ok(port.cluster)
+        Ok(service.port(authority)?.cluster)
     }
 
     /// Decides where a connection goes: the first route of the listener takes it.

@@ -79,6 +79,8 @@ pub struct VirtualHost {
     /// The ports of the service, the first one for callers that name none; empty where any port will
     /// do.
     pub ports: Vec<HostPort>,
+    /// It is no service of the mesh: a port that it does not have is asked for outside.
+    pub is_external: bool,
 }
 
 /// A port of a service.
@@ -230,6 +232,7 @@ impl Snapshot {
                     cluster: self.clusters[port.cluster].name.clone(),
                 })
                 .collect(),
+            external: host.is_external,
         };
         let tcp_route = |route: &TcpRoute| document::TcpRoute {
             name: route.name.clone(),

@@ -429,7 +429,7 @@ fn documents() -> impl Strategy<Value = Value> {
         |(routes, destinations, one, two)| {
             document(
                 json!([{"name": "h", "domains": ["a.b", "*.b", "c.*", "*"], "routes": routes,
-                       "ports": [{"number": 8080, "cluster": "one"}]}]),
+                       "ports": [{"number": 8080, "cluster": "one"}], "external": false}]),
                 json!([{"name": "t", "destinations": destinations}]),
                 json!([
                     cluster("one", "LEAST_REQUEST", &one, 0),

@@ -104,6 +104,17 @@ def test_a_service_is_called_by_the_ports_that_its_workloads_gave_it_and_no_othe
     assert clusters(first) == [PAYMENT]
 
 
+def test_an_entry_has_its_ports_and_is_passed_through_by_all_others() -> None:
+    ports = "[{number: 80, name: web, protocol: HTTP}, {number: 443, name: tls, protocol: TCP}]"
+    view = translated(entry("api.example.com", ports=ports))
+    [host] = view["route"]["outbound"]
+    assert host["external"] is True
+    assert host["ports"] == [
+        {"number": 80, "cluster": "outbound|80||api.example.com"},
+        {"number": 443, "cluster": "outbound|443||api.example.com"},
+    ]
+
+
 def test_a_rule_replaces_the_default_route() -> None:
     text = rule(f"[{{match: [{{uri: {{prefix: /a}}}}], timeout: 2s, route: [{to('payment')}]}}]")
     view = translated(text, workload(at=1))

@@ -42,7 +42,8 @@ def demo(duration: float, zipkin_address: str, output: str) -> None:
 
     \b
     order → payment-service v1, v2 → inventory, over mutual TLS. With -o json the
-    measurements are one object on stdout; progress goes to stderr.
+    measurements are one object on stdout; progress goes to stderr. Percentiles of hops are
+    Prometheus's, estimated within Istio's buckets; those of the whole chain are exact.
     """
     # What shows and measures is loaded by this command alone, not by the load that it starts.
     from rich.console import Console

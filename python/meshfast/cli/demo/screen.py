@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from meshfast.cli.demo.hops import Hop
+from meshfast.cli.demo.load import Sample
 from meshfast.cli.demo.story import Act, Progress
 from meshfast.cli.demo.verdict import Measured, problems
 
@@ -32,7 +33,9 @@ MARKS = {
 #: The same where a terminal's characters may be missing.
 WORDS = {"done": ("ok    ", "green"), "failed": ("FAILED", "bold red")}
 MUTUAL_TLS = {True: ("yes", "green"), False: ("NO", "bold red")}
-TITLES = ("hop", "req/s", "errors", "p50 ms", "p95", "p99", "mTLS")
+TITLES = ("hop", "req/s", "errors", "~p50 ms", "~p95", "~p99", "mTLS")
+#: A hop of 2 ms counts in the bucket from 1 to 5 ms, whose middle is 3; the chain is timed.
+ESTIMATED = "~ estimated within Istio's buckets: may exceed the chain's, which are exact"
 LINE = "{:<34} {:>7} {:>6} {:>7} {:>6} {:>6}  {}"
 BAR = 48
 
@@ -96,11 +99,15 @@ def table(hops: list[Hop]) -> Iterator[Text]:
         line = Text(LINE.format(name, rate, errors, *percentiles, ""))
         yield line.append(*MUTUAL_TLS[hop.is_mutual_tls])
         yield Text("  " + _identities(hop), "dim")
+    yield Text(ESTIMATED, "dim")
 
 
 def ending(measured: Measured, *, with_hops: bool) -> Text:
     """Give what is said last: the hops unless they are on the screen, trace, memory, verdict."""
-    lines = [Text(), *table(measured.hops), Text()] if with_hops else [Text()]
+    lines = [Text()]
+    if with_hops:
+        chain = f"the whole chain: p50/p95/p99 {_percentiles(measured.whole)} ms"
+        lines += [*table(measured.hops), Text(chain), Text()]
     if measured.trace is not None:
         services = " → ".join(measured.trace.services)
         lines.append(Text(f"trace {measured.trace.id}: {services}"))
@@ -140,11 +147,14 @@ def _bar(progress: Progress) -> Text:
 
 def _sums(progress: Progress) -> Text:
     recent, whole = progress.recent, progress.measured.whole
-    percentiles = "/".join(f"{recent.percentile_ms(percent):.1f}" for percent in (50, 95, 99))
     return Text(
-        f"{recent.rate:.0f} req/s, p50/p95/p99 {percentiles} ms; "
+        f"{recent.rate:.0f} req/s, p50/p95/p99 {_percentiles(recent)} ms; "
         f"{whole.requests} requests, {whole.errors} errors"
     )
+
+
+def _percentiles(sample: Sample) -> str:
+    return "/".join(f"{sample.percentile_ms(percent):.1f}" for percent in (50, 95, 99))
 
 
 def _act(act: Act, marks: dict[str, tuple[str, str]]) -> list[Text]:

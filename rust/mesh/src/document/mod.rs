@@ -154,6 +154,8 @@ pub(crate) struct VirtualHost {
     pub(crate) routes: Vec<Route>,
     /// The ports of the service; none = it is called by any port.
     pub(crate) ports: Vec<HostPort>,
+    /// By another port it is a host that nobody knows.
+    pub(crate) external: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -234,7 +234,7 @@ read_members!(Listener:
     forward_proxy, virtual_hosts, tcp_routes, tls, credential_sha256, workload);
 read_members!(ListenerTls: mode;);
 read_members!(ClusterTls: mode;);
-read_members!(VirtualHost: name, domains, routes; ports);
+read_members!(VirtualHost: name, domains, routes; ports, external);
 read_members!(HostPort: number, cluster;);
 read_members!(Route: name, destinations;
     matches, timeout_ms, retry, fault, request_headers, response_headers);

@@ -90,7 +90,15 @@ fn a_service_is_called_by_its_own_ports_only() {
          "ports": [{"number": 8080, "cluster": "a"}, {"number": 9000, "cluster": "b"}]},
         {"name": "web", "domains": ["web"], "routes": [route("web", json!([]), "a")],
          "ports": [{"number": 8080, "cluster": "a"}, {"number": 80, "cluster": "b"}]},
+        {"name": "api", "domains": ["api"], "routes": [route("api", json!([]), "a")],
+         "ports": [{"number": 8080, "cluster": "a"}, {"number": 443, "cluster": "b"}],
+         "external": true},
     ])));
+    let written = serde_json::from_slice(&snapshot.to_document()).unwrap();
+    assert_eq!(
+        example::snapshot(&written).to_document(),
+        snapshot.to_document()
+    );
     let mut random = Random::new(1);
     for (authority, expected, cluster) in [
         ("pay", Ok("first"), Ok(0)),
@@ -104,6 +112,23 @@ fn a_service_is_called_by_its_own_ports_only() {
         ("web", Ok("web"), Ok(1)),
         ("web:80", Ok("web"), Ok(1)),
         ("web:8080", Ok("web"), Ok(0)),
+        ("api:8080", Ok("api"), Ok(0)),
+        ("api:443", Ok("api"), Ok(1)),
+        (
+            "api",
+            Err(NoRoute::NoVirtualHost),
+            Err(NoRoute::NoVirtualHost),
+        ),
+        (
+            "api:9",
+            Err(NoRoute::NoVirtualHost),
+            Err(NoRoute::NoVirtualHost),
+        ),
+        (
+            "api:90000",
+            Err(NoRoute::NoVirtualHost),
+            Err(NoRoute::NoVirtualHost),
+        ),
         ("other:9", Ok("any"), Err(NoRoute::NoVirtualHost)),
     ] {
         let choice = snapshot.route(0, &Get::new(authority, "/"), &mut random);
