@@ -102,7 +102,7 @@ class Router:
                 destinations=self._destinations(entry, route.route),
                 retry=actions.retry(route.retries),
                 fault=actions.fault(route.fault),
-                **_header_edits(route.headers),
+                **_route_edits(route),
             )
 
     def tcp_route(self, entry: Entry[VirtualService], port: int) -> TcpRoute | None:
@@ -124,7 +124,9 @@ class Router:
             if isinstance(upstream, _Missing):
                 continue
             self.upstreams[upstream.cluster] = upstream
-            edits = _header_edits(getattr(item, "headers", None))
+            # Those of a single destination are in the route: see `_route_edits`.
+            headers = None if single else getattr(item, "headers", None)
+            edits = _header_edits(headers)
             weight = 1 if single else item.weight or 0
             found.append(Destination(cluster=upstream.cluster, weight=weight, **edits))
         return tuple(found)
@@ -210,6 +212,23 @@ def _header_edits(headers: kinds.Headers | None) -> _Edits:
     return {
         "request_headers": actions.header_edits(headers.request),
         "response_headers": actions.header_edits(headers.response),
+    }
+
+
+def _route_edits(route: kinds.HTTPRoute) -> _Edits:
+    """Give the changes of a route, and after them those of its only destination.
+
+    Istio writes the headers of a single destination behind those of the route, on the route, so the
+    destination has the last word. Of several, each has its own in Envoy, where they come first
+    (`most_specific_header_mutations_wins` is off) and the route has it.
+    """
+    mine = _header_edits(route.headers)
+    if len(route.route) > 1:
+        return mine
+    theirs = _header_edits(route.route[0].headers)
+    return {
+        "request_headers": actions.in_turn(mine["request_headers"], theirs["request_headers"]),
+        "response_headers": actions.in_turn(mine["response_headers"], theirs["response_headers"]),
     }
 
 

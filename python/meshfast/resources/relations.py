@@ -19,11 +19,14 @@ from meshfast.resources import istio, kinds
 from meshfast.resources.texts import GRPC_STATUSES, duration_ms, nearest_name
 
 __all__ = [
+    "OWN_PREFIX",
     "RETRY_CONDITIONS",
     "TEXT_CHECKS",
+    "UNTOUCHABLE",
     "Finding",
     "findings",
     "findings_in_text",
+    "parts_per_million",
     "retry_conditions",
 ]
 
@@ -44,10 +47,12 @@ RETRY_CONDITIONS = (
 )
 _STATUS_CODES = "retriable-status-codes"  # says that the numbers beside it count; they do anyway
 # What belongs to a hop (RFC 9110, section 7.6.1), decides framing or routing, or says who calls.
-_UNTOUCHABLE = frozenset(
+# `meshfast._core.HEADERS_NOT_EDITED` is the same table (tests/core/test_relations.py).
+UNTOUCHABLE = frozenset(
     {
         "connection",
         "content-length",
+        "expect",
         "host",
         "http2-settings",
         "keep-alive",
@@ -61,7 +66,8 @@ _UNTOUCHABLE = frozenset(
         "x-forwarded-client-cert",
     }
 )
-_OWN_PREFIX = "x-meshfast-"
+OWN_PREFIX = "x-meshfast-"
+_PARTS_PER_PERCENT = 10_000  # of a million
 _OFF_WITH_FAULT = "it is off on a route with a fault, as in Istio"
 
 
@@ -85,6 +91,11 @@ def findings_in_text(check: str, text: str) -> Iterator[Finding]:
     """Look at a string that stands where the schema names this check."""
     if check in TEXT_CHECKS:
         yield from TEXT_CHECKS[check](text)
+
+
+def parts_per_million(percent: kinds.Percent) -> int:
+    """Give a share as the data plane draws it."""
+    return round(percent.value * _PARTS_PER_PERCENT)
 
 
 def retry_conditions(retry_on: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -173,6 +184,12 @@ def _no_percentage(percentage: kinds.Percent | None, what: str) -> Iterator[Find
         yield Finding(f"no request is {what}", (), hint, True)
 
 
+def _percent(percent: kinds.Percent) -> Iterator[Finding]:
+    if percent.value > 0 and not parts_per_million(percent):
+        message = f"{percent.value:g} % is less than one request in a million, so it would be none"
+        yield Finding(message, ("value",), "the smallest share is 0.0001; 0 is none")
+
+
 def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
     for action in ("set", "add", "remove"):
         seen: set[str] = set()
@@ -185,7 +202,7 @@ def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
 
 def _field_name(text: str) -> Iterator[Finding]:
     name = text.lower().replace("_", "-")  # some servers read one as the other
-    if name in _UNTOUCHABLE or name.startswith(_OWN_PREFIX):
+    if name in UNTOUCHABLE or name.startswith(OWN_PREFIX):
         yield Finding(f"the header {text[:64]!r} belongs to the proxy: no rule changes it")
 
 
@@ -203,6 +220,7 @@ _CHECKS: dict[type[Any], Callable[[Any], Iterator[Finding]]] = {
     kinds.HTTPRetry: _retry,
     kinds.HTTPRoute: _route,
     kinds.HeaderOperations: _header_operations,
+    kinds.Percent: _percent,
     kinds.StringMatch: _string_match,
 }
 
