@@ -65,6 +65,17 @@ def test_version_is_the_one_of_the_workspace(meshfast: Run) -> None:
     assert json.loads(meshfast("version", "-o", "json").stdout)["version"] == workspace["version"]
 
 
+def test_the_option_prints_what_the_command_prints(meshfast: Run) -> None:
+    assert meshfast("--version").stdout == meshfast("version").stdout
+
+
+def test_a_variable_of_a_build_does_not_ask_for_the_version(
+    meshfast: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESHFAST_VERSION", "1")
+    assert "oneOf" in meshfast("schema").stdout
+
+
 def test_version_is_said_to_programs_in_both_forms(meshfast: Run) -> None:
     facts = yaml.safe_load(meshfast("version", "-o", "yaml").stdout)
     assert facts == json.loads(meshfast("version", "-o", "json").stdout)
