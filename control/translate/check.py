@@ -25,7 +25,7 @@ from meshfast.policy.destination_rules import check_subsets, warn_of_subsets
 from meshfast.policy.expressions import check_expressions
 from meshfast.policy.index import Entry, Index, nearest
 from meshfast.policy.routes import Router
-from meshfast.resources import Loaded
+from meshfast.resources import Loaded, certain
 from meshfast.resources.kinds import (
     Destination,
     DestinationRule,
@@ -54,8 +54,8 @@ def check(
 
     `replaced` are the stored ones in whose place new ones come. `build` is
     `meshfast._core.Snapshot.build`, the judge of regular expressions. `refused` is what was wrong
-    with resources that could not be read, `unread` their kinds. Raises `ConfigError` with everything
-    that is wrong.
+    with resources that could not be read, `unread` the kinds of which one may be missing. Raises
+    `ConfigError` with everything that is wrong.
     """
     all = [*stored, *new]
     hosts, index = Hosts.of(all, services), Index.of(all)
@@ -65,17 +65,17 @@ def check(
         for item in new
         if isinstance(item.resource, VirtualService) and mesh_bound(item.resource)
     ]
-    problems = [
-        *refused,
+    found = [
         *_check_kinds(new),
         *(one for one in index.problems if one.file in files),  # names and hosts that occur twice
         *_check_service_entries(new, hosts),
         *_check_selected(index, files),
         *_check_hosts_once(entries, stored),
         *_check_routes(entries, hosts, unread),
-        *_check_rules(new, hosts, files, [*stored, *replaced]),
+        *_check_rules(new, hosts, files, [*stored, *replaced], unread),
         *check_expressions(entries, build),
     ]
+    problems = [*refused, *certain(found)]
     if problems:
         raise ConfigError(in_file_order(problems))
     warnings = [
@@ -104,7 +104,7 @@ def orphans(resources: Sequence[Loaded]) -> set[Orphan]:
         for one in destinations(rule)
         if one.subset
     )
-    return {one for one in named if hosts.index.subset(one.host, one.subset) is None}
+    return {one for one in named if hosts.index.lacks(one.host, one.subset)}
 
 
 def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
@@ -168,6 +168,8 @@ def _check_hosts_once(
                 key = names.service_key(host, stored_entry.namespace)
                 owners[key] = f"VirtualService {stored_entry.full_name}"
     for entry in entries:
+        if not entry.origin.is_named:
+            continue  # it may come in the place of the other one
         for position, host in enumerate(entry.resource.spec.hosts):
             key = names.service_key(host, entry.namespace)
             here = entry.origin.place("spec", "hosts", position)
@@ -190,14 +192,19 @@ def _check_routes(
             number = None if destination.port is None else destination.port.number
             ports = hosts.served.get(key)
             external = key in hosts.external
-            if external and ports is not None and number is not None and number not in ports:
+            known = external and hosts.index.has_all_ports(hosts.external[key])
+            if known and ports is not None and number is not None and number not in ports:
                 listed = ", ".join(map(str, ports))
                 message = f"no port {number}: the service {key} has the ports {listed}"
                 yield entry.origin.problem(message, *path, "port")
 
 
 def _check_rules(
-    new: Sequence[Loaded], hosts: Hosts, files: Container[str], before: Sequence[Loaded]
+    new: Sequence[Loaded],
+    hosts: Hosts,
+    files: Container[str],
+    before: Sequence[Loaded],
+    unread: frozenset[str],
 ) -> Iterator[Problem]:
     """Look at DestinationRules; refuse to take away a subset that a stored rule sends to.
 
@@ -206,7 +213,7 @@ def _check_rules(
     rules = list(_destination_rules(new))
     for rule in rules:
         yield from check_subsets(rule)
-    if not rules:
+    if not rules or "DestinationRule" in unread:
         return
     mine = {rule.full_name for rule in hosts.rules if rule.origin.file in files}
     for orphan in sorted(orphans(_loaded(hosts)) - orphans(before)):

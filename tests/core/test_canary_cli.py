@@ -75,8 +75,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Changing]:
     monkeypatch.setattr(Changing, "seen", [])
     monkeypatch.setattr(Changing, "now_s", 0.0)
     monkeypatch.setattr(command, "OperatorApi", Changing)
-    monkeypatch.setattr(command.time, "monotonic", lambda: Changing.now_s)
-    monkeypatch.setattr(command.time, "sleep", Changing.sleep)
+    monkeypatch.setattr("time.monotonic", lambda: Changing.now_s)
+    monkeypatch.setattr("time.sleep", Changing.sleep)
     return Changing
 
 
@@ -115,7 +115,7 @@ def test_tries_are_further_and_further_apart_and_never_in_step(
         bounds.append(high)
         return high
 
-    monkeypatch.setattr(command.random, "uniform", drawn)
+    monkeypatch.setattr("random.uniform", drawn)
     monkeypatch.setattr(api, "times", 7)
     assert run("rollback", "payment").exit_code == 0
     assert bounds == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]

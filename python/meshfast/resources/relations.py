@@ -12,7 +12,7 @@ Tests: tests/core/test_relations.py, and the pairs of files in tests/core/refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from meshfast.resources import istio, kinds
@@ -80,11 +80,11 @@ class Finding(NamedTuple):
     is_warning: bool = False
 
 
-def findings(value: Any) -> Iterator[Finding]:
-    """Look at a struct whose fields are right."""
+def findings(value: Any, unread: Collection[str] = ()) -> Iterator[Finding]:
+    """Look at a struct; `unread` are its fields that are not, or not all, what was written."""
     check = _CHECKS.get(type(value))
     if check is not None:
-        yield from check(value)
+        yield from check(value, unread)
 
 
 def findings_in_text(check: str, text: str) -> Iterator[Finding]:
@@ -106,20 +106,19 @@ def retry_conditions(retry_on: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(conditions), codes
 
 
-def _string_match(match: kinds.StringMatch) -> Iterator[Finding]:
+def _string_match(match: kinds.StringMatch, _: Collection[str]) -> Iterator[Finding]:
     given = [name for name in ("exact", "prefix", "regex") if getattr(match, name) is not None]
     if len(given) > 1:
         yield Finding(f"only one of {' and '.join(given)} can be given")
 
 
-def _match_request(match: kinds.HTTPMatchRequest) -> Iterator[Finding]:
+def _match_request(match: kinds.HTTPMatchRequest, _: Collection[str]) -> Iterator[Finding]:
     for name in ("uri", "scheme", "method", "authority"):
         if getattr(match, name) == kinds.StringMatch():
-            yield Finding(f"{name} needs one of exact, prefix and regex")
-            return
+            yield Finding(f"{name} needs one of exact, prefix and regex", (name,))
 
 
-def _route(route: kinds.HTTPRoute) -> Iterator[Finding]:
+def _route(route: kinds.HTTPRoute, _: Collection[str]) -> Iterator[Finding]:
     retries = route.retries
     total = duration_ms(route.timeout or "0s") or 0
     if route.fault is not None:
@@ -131,8 +130,8 @@ def _route(route: kinds.HTTPRoute) -> Iterator[Finding]:
         yield Finding(message, ("retries", "perTryTimeout"), "", True)
 
 
-def _retry(retries: kinds.HTTPRetry) -> Iterator[Finding]:
-    if retries.attempts == 0 and retries != kinds.HTTPRetry(attempts=0):
+def _retry(retries: kinds.HTTPRetry, unread: Collection[str]) -> Iterator[Finding]:
+    if retries.attempts == 0 and (unread or retries != kinds.HTTPRetry(attempts=0)):
         message = "attempts: 0 turns retries off, so the other fields have no effect"
         yield Finding(message, ("attempts",), "remove them, or allow an attempt")
 
@@ -156,19 +155,22 @@ def _retry_on(text: str) -> Iterator[Finding]:
         yield Finding(message, (), f"write it beside: {_STATUS_CODES},503", True)
 
 
-def _fault(fault: kinds.HTTPFaultInjection) -> Iterator[Finding]:
-    if fault.delay is None and fault.abort is None:
+def _fault(fault: kinds.HTTPFaultInjection, unread: Collection[str]) -> Iterator[Finding]:
+    if fault.delay is None and fault.abort is None and not unread:
         yield Finding("a fault needs delay or abort, or both")
 
 
-def _delay(delay: kinds.Delay) -> Iterator[Finding]:
-    yield from _no_percentage(delay.percentage, "delayed")
+def _delay(delay: kinds.Delay, unread: Collection[str]) -> Iterator[Finding]:
+    if "percentage" not in unread:
+        yield from _no_percentage(delay.percentage, "delayed")
 
 
-def _abort(abort: kinds.Abort) -> Iterator[Finding]:
-    if (abort.http_status is None) == (abort.grpc_status is None):
+def _abort(abort: kinds.Abort, unread: Collection[str]) -> Iterator[Finding]:
+    is_read = "http_status" not in unread and "grpc_status" not in unread
+    if is_read and (abort.http_status is None) == (abort.grpc_status is None):
         yield Finding("an abort has one of httpStatus and grpcStatus")
-    yield from _no_percentage(abort.percentage, "aborted")
+    if "percentage" not in unread:
+        yield from _no_percentage(abort.percentage, "aborted")
 
 
 def _grpc_status(text: str) -> Iterator[Finding]:
@@ -184,13 +186,13 @@ def _no_percentage(percentage: kinds.Percent | None, what: str) -> Iterator[Find
         yield Finding(f"no request is {what}", (), hint, True)
 
 
-def _percent(percent: kinds.Percent) -> Iterator[Finding]:
+def _percent(percent: kinds.Percent, _: Collection[str]) -> Iterator[Finding]:
     if percent.value > 0 and not parts_per_million(percent):
         message = f"{percent.value:g} % is less than one request in a million, so it would be none"
         yield Finding(message, ("value",), "the smallest share is 0.0001; 0 is none")
 
 
-def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
+def _header_operations(operations: kinds.HeaderOperations, _: Collection[str]) -> Iterator[Finding]:
     for action in ("set", "add", "remove"):
         seen: set[str] = set()
         for position, written in enumerate(getattr(operations, action)):
@@ -212,7 +214,7 @@ def _field_value(text: str) -> Iterator[Finding]:
         yield Finding("a single % is not taken as it is", (), hint)
 
 
-_CHECKS: dict[type[Any], Callable[[Any], Iterator[Finding]]] = {
+_CHECKS: dict[type[Any], Callable[[Any, Collection[str]], Iterator[Finding]]] = {
     kinds.Abort: _abort,
     kinds.Delay: _delay,
     kinds.HTTPFaultInjection: _fault,
