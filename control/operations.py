@@ -226,7 +226,8 @@ class Operations:
     ) -> Applied:
         """Store the resources of several texts, each `(file, text)`, together; as `apply` does.
 
-        Raises `ChangedError`, and writes nothing, when a resource is not at its expected revision.
+        Raises `ChangedError`, and writes nothing, when a resource is not at its expected revision,
+        or others were always faster.
         """
         reading = await asyncio.to_thread(_read, texts)
         services = mesh_services(self._mesh.workloads(), self._mesh.services())
@@ -373,11 +374,13 @@ class Operations:
             _check_expected(expected, stored)
             keys = [_key(item) for item in new]
             others = _readable(entry for key, entry in stored.items() if key not in keys)
+            replaced = _readable(entry for key, entry in stored.items() if key in keys)
             warnings = check(
                 new,
                 others,
                 services,
                 self._build,
+                replaced=replaced,
                 refused=reading.problems,
                 unread=reading.unread,
             )
@@ -402,7 +405,7 @@ class Operations:
                 changes=tuple(changes),
                 warnings=tuple(warnings),
             )
-        raise ConfigError("too many others are changing the configuration; try again")
+        raise ChangedError("too many others are changing the configuration; try again")
 
     def _delete(self, kind: str, namespace: str, name: str, dry_run: bool) -> Applied:
         for _ in range(TRIES_MAX):
@@ -425,7 +428,7 @@ class Operations:
                 except ConflictError:
                     continue
             return Applied(revision=str(revision), dry_run=dry_run, changes=(change,))
-        raise ConfigError("too many others are changing the configuration; try again")
+        raise ChangedError("too many others are changing the configuration; try again")
 
     def _forget_service(self, namespace: str, name: str) -> None:
         _check_labels(namespace=namespace, service=name)
@@ -509,16 +512,18 @@ def _check_expected(expected: Sequence[Expected], stored: Mapping[str, Entry]) -
 
 def _check_unused(entry: Entry, all: Sequence[Entry]) -> None:
     """Refuse to remove subsets that a rule sends to."""
-    left = _readable(one for one in all if one.key != entry.key)
     for resource in (item.resource for item in _readable([entry])):
         if not isinstance(resource, DestinationRule):
             continue
-        users = [f"VirtualService {rule.full_name} sends to the subset {subset!r} of {host}"
-                 for rule, host, subset in orphans(left)]  # fmt: skip
+        left = orphans(_readable(one for one in all if one.key != entry.key))
+        users = [
+            f"VirtualService {orphan.rule} sends to the subset {orphan.subset!r} of {orphan.host}"
+            for orphan in left - orphans(_readable(all))
+        ]
         if users:
             name = f"{resource.kind} {resource.metadata.namespace}/{resource.metadata.name}"
             hint = "change or delete it first"
-            raise ConfigError(Problem(message, name, hint=hint) for message in users)
+            raise ConfigError(Problem(message, name, hint=hint) for message in sorted(users))
 
 
 def _key(item: Loaded) -> str:

@@ -14,6 +14,7 @@ Tests: tests/control/translate/test_check.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from meshfast.control.translate.hosts import Hosts, completed, destinations, mesh_bound
 from meshfast.control.translate.services import MeshService, labels_of
@@ -24,7 +25,7 @@ from meshfast.policy.destination_rules import check_subsets, warn_of_subsets
 from meshfast.policy.expressions import check_expressions
 from meshfast.policy.index import Entry, Index, nearest
 from meshfast.policy.routes import Router
-from meshfast.resources import Loaded
+from meshfast.resources import Loaded, certain
 from meshfast.resources.kinds import (
     Destination,
     DestinationRule,
@@ -34,7 +35,7 @@ from meshfast.resources.kinds import (
     VirtualService,
 )
 
-__all__ = ["check", "orphans"]
+__all__ = ["Orphan", "check", "orphans"]
 
 Build = Callable[[bytes], bytes]
 
@@ -45,14 +46,16 @@ def check(
     services: Mapping[str, MeshService],
     build: Build,
     *,
+    replaced: Sequence[Loaded] = (),
     refused: Sequence[Problem] = (),
     unread: frozenset[str] = frozenset(),
 ) -> list[Problem]:
     """Return warnings about the new resources; `stored` are all others that would remain.
 
-    `build` is `meshfast._core.Snapshot.build`, the judge of regular expressions. `refused` is what
-    was wrong with resources that could not be read, `unread` their kinds. Raises `ConfigError` with
-    everything that is wrong.
+    `replaced` are the stored ones in whose place new ones come. `build` is
+    `meshfast._core.Snapshot.build`, the judge of regular expressions. `refused` is what was wrong
+    with resources that could not be read, `unread` the kinds of which one may be missing. Raises
+    `ConfigError` with everything that is wrong.
     """
     all = [*stored, *new]
     hosts, index = Hosts.of(all, services), Index.of(all)
@@ -62,17 +65,17 @@ def check(
         for item in new
         if isinstance(item.resource, VirtualService) and mesh_bound(item.resource)
     ]
-    problems = [
-        *refused,
+    found = [
         *_check_kinds(new),
         *(one for one in index.problems if one.file in files),  # names and hosts that occur twice
         *_check_service_entries(new, hosts),
         *_check_selected(index, files),
         *_check_hosts_once(entries, stored),
         *_check_routes(entries, hosts, unread),
-        *_check_rules(new, hosts, files),
+        *_check_rules(new, hosts, files, [*stored, *replaced], unread),
         *check_expressions(entries, build),
     ]
+    problems = [*refused, *certain(found)]
     if problems:
         raise ConfigError(in_file_order(problems))
     warnings = [
@@ -84,18 +87,24 @@ def check(
     return in_file_order(warnings)
 
 
-def orphans(resources: Sequence[Loaded]) -> Iterator[tuple[Entry[VirtualService], str, str]]:
-    """Give rules that send to a subset that there is not: rule, key of the host, subset."""
+class Orphan(NamedTuple):
+    """A subset that a rule sends to and that there is not."""
+
+    rule: str  # NAMESPACE/NAME of the VirtualService
+    host: str  # the key of it
+    subset: str
+
+
+def orphans(resources: Sequence[Loaded]) -> set[Orphan]:
+    """Find the rules that send to a subset that there is not."""
     hosts = Hosts.of(resources, {})
-    for rule in hosts.rules:
-        found = {
-            (names.service_key(one.host, rule.namespace), one.subset)
-            for one in destinations(rule)
-            if one.subset
-        }
-        for key, subset in sorted(found):
-            if hosts.index.subset(key, subset) is None:
-                yield rule, key, subset
+    named = (
+        Orphan(rule.full_name, names.service_key(one.host, rule.namespace), one.subset)
+        for rule in hosts.rules
+        for one in destinations(rule)
+        if one.subset
+    )
+    return {one for one in named if hosts.index.lacks(one.host, one.subset)}
 
 
 def _check_kinds(new: Iterable[Loaded]) -> Iterator[Problem]:
@@ -159,6 +168,8 @@ def _check_hosts_once(
                 key = names.service_key(host, stored_entry.namespace)
                 owners[key] = f"VirtualService {stored_entry.full_name}"
     for entry in entries:
+        if not entry.origin.is_named:
+            continue  # it may come in the place of the other one
         for position, host in enumerate(entry.resource.spec.hosts):
             key = names.service_key(host, entry.namespace)
             here = entry.origin.place("spec", "hosts", position)
@@ -181,25 +192,38 @@ def _check_routes(
             number = None if destination.port is None else destination.port.number
             ports = hosts.served.get(key)
             external = key in hosts.external
-            if external and ports is not None and number is not None and number not in ports:
+            known = external and hosts.index.has_all_ports(hosts.external[key])
+            if known and ports is not None and number is not None and number not in ports:
                 listed = ", ".join(map(str, ports))
                 message = f"no port {number}: the service {key} has the ports {listed}"
                 yield entry.origin.problem(message, *path, "port")
 
 
-def _check_rules(new: Sequence[Loaded], hosts: Hosts, files: Container[str]) -> Iterator[Problem]:
-    """Look at DestinationRules; refuse to take away a subset that a stored rule sends to."""
+def _check_rules(
+    new: Sequence[Loaded],
+    hosts: Hosts,
+    files: Container[str],
+    before: Sequence[Loaded],
+    unread: frozenset[str],
+) -> Iterator[Problem]:
+    """Look at DestinationRules; refuse to take away a subset that a stored rule sends to.
+
+    What was not there `before` either is not taken away.
+    """
     rules = list(_destination_rules(new))
     for rule in rules:
         yield from check_subsets(rule)
-    if not rules:
+    if not rules or "DestinationRule" in unread:
         return
-    for user, key, subset in orphans(_loaded(hosts)):
-        if user.origin.file in files:
+    mine = {rule.full_name for rule in hosts.rules if rule.origin.file in files}
+    for orphan in sorted(orphans(_loaded(hosts)) - orphans(before)):
+        if orphan.rule in mine:
             continue  # said at its own place
-        mine = hosts.index.destination_rules.get(key)
-        blamed = mine if mine is not None and mine.origin.file in files else rules[0]
-        message = f"VirtualService {user.full_name} sends to the subset {subset!r} of {key}"
+        found = hosts.index.destination_rules.get(orphan.host)
+        blamed = found if found is not None and found.origin.file in files else rules[0]
+        message = (
+            f"VirtualService {orphan.rule} sends to the subset {orphan.subset!r} of {orphan.host}"
+        )
         hint = "keep the subset, or change the VirtualService in the same file"
         yield blamed.origin.problem(message, "spec", "subsets", hint=hint)
 

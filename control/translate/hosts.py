@@ -52,14 +52,19 @@ class Hosts:
     def of(cls, resources: Sequence[Loaded], services: Mapping[str, MeshService]) -> Hosts:
         """Join resources and services."""
         by_name = sorted(resources, key=_full_name)
-        rules_of_hosts, workloads = _rules_and_workloads(by_name)
+        rules_of_hosts, other_rules, workloads = _rules_and_workloads(by_name)
         external = _external(by_name, services, workloads)
         rules = [
             Entry(item.resource, item.origin)
             for item in by_name
             if isinstance(item.resource, VirtualService) and mesh_bound(item.resource)
         ]
-        index = Index(destination_rules=rules_of_hosts, virtual_services=rules, workloads=workloads)
+        index = Index(
+            destination_rules=rules_of_hosts,
+            virtual_services=rules,
+            workloads=workloads,
+            other_rules=other_rules,
+        )
         index.services |= {key: _host_of(service) for key, service in services.items()}
         index.services |= external
         served = {
@@ -114,18 +119,25 @@ def completed(rule: Entry[VirtualService], hosts: Hosts, port: int) -> Entry[Vir
 
 def _rules_and_workloads(
     resources: Iterable[Loaded],
-) -> tuple[dict[str, Entry[DestinationRule]], list[Entry[WorkloadEntry]]]:
-    """Give DestinationRules by the key of their host, the first by name has it, and endpoints."""
+) -> tuple[
+    dict[str, Entry[DestinationRule]],
+    dict[str, list[Entry[DestinationRule]]],
+    list[Entry[WorkloadEntry]],
+]:
+    """Give DestinationRules by the key of their host: the first by name, others; and endpoints."""
     rules: dict[str, Entry[DestinationRule]] = {}
+    others: dict[str, list[Entry[DestinationRule]]] = {}
     workloads = []
     for item in resources:
         match item.resource:
             case DestinationRule() as resource:
                 entry = Entry(resource, item.origin)
-                rules.setdefault(names.service_key(resource.spec.host, entry.namespace), entry)
+                key = names.service_key(resource.spec.host, entry.namespace)
+                if rules.setdefault(key, entry) is not entry:
+                    others.setdefault(key, []).append(entry)
             case WorkloadEntry() as workload:
                 workloads.append(Entry(workload, item.origin))
-    return rules, workloads
+    return rules, others, workloads
 
 
 def _external(

@@ -11,6 +11,8 @@ from typing import Final, final
 
 __all__ = [
     "BUCKETS_MS",
+    "HEADERS_NOT_EDITED",
+    "HEADERS_NOT_EDITED_PREFIX",
     "EndpointStats",
     "Histogram",
     "HttpSeries",
@@ -26,6 +28,12 @@ __all__ = [
 
 BUCKETS_MS: Final[tuple[float, ...]]
 """Upper bounds of the 20 buckets of every histogram, without the last one, +Inf."""
+
+HEADERS_NOT_EDITED: Final[tuple[str, ...]]
+"""Names of headers, in lower case, of which `Snapshot.build` refuses edits."""
+
+HEADERS_NOT_EDITED_PREFIX: Final[str]
+"""Of names that begin so it refuses them too."""
 
 def run_worker(settings: bytes) -> int:
     """Be a worker until it has drained; return the exit code (0 drained, 78 boot failure)."""

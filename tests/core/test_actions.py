@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from meshfast.policy.actions import fault, header_edits
+from meshfast.policy.actions import fault, header_edits, in_turn
+from meshfast.policy.document import Header, HeaderEdits
 from meshfast.resources import kinds
 from meshfast.resources.texts import GRPC_STATUSES
 
@@ -54,3 +56,27 @@ def test_a_share_is_counted_in_parts_of_a_million(percent: float, parts: int) ->
 @pytest.mark.parametrize("operations", [None, kinds.HeaderOperations()])
 def test_no_change_of_headers_is_left_out(operations: kinds.HeaderOperations | None) -> None:
     assert header_edits(operations) is UNSET
+
+
+def header(name: str, value: str) -> Header:
+    return Header(name=name, value=value)
+
+
+def edits(**written: object) -> HeaderEdits | UnsetType:
+    return header_edits(msgspec.convert(written, kinds.HeaderOperations))
+
+
+def test_of_two_changes_in_turn_the_later_has_the_last_word() -> None:
+    first = edits(set={"x-a": "1", "x-b": "1"}, add={"X-C": "1", "x-d": "1"}, remove=["cookie"])
+    then = edits(set={"X-A": "2", "x-c": "2"}, add={"x-d": "2"}, remove=["Cookie", "x-b"])
+    assert in_turn(first, then) == HeaderEdits(
+        set=(header("x-b", "1"), header("X-A", "2"), header("x-c", "2")),
+        add=(header("x-d", "1"), header("x-d", "2")),
+        remove=("Cookie", "x-b"),
+    )
+
+
+def test_a_change_and_none_in_turn_is_the_change() -> None:
+    some = edits(remove=["cookie"])
+    assert in_turn(some, UNSET) == in_turn(UNSET, some) == some
+    assert in_turn(UNSET, UNSET) is UNSET

@@ -31,21 +31,38 @@ RULE: dict[str, Any] = {
 }
 
 
+VERSIONS: dict[str, Any] = {
+    "apiVersion": "networking.istio.io/v1",
+    "kind": "DestinationRule",
+    "metadata": {"name": "payment"},
+    "spec": {"host": "payment", "subsets": [{"name": "v1"}, {"name": "v2"}]},
+}
+
+
 class Changing:
     """An API whose rule somebody else changes `times` before a write comes through."""
 
     times: ClassVar[int] = 0
     seen: ClassVar[list[Any]] = []
+    now_s: ClassVar[float] = 0.0
 
     def __init__(self, _: object) -> None:
         pass
+
+    @classmethod
+    def sleep(cls, seconds: float) -> None:
+        """Let the time pass that somebody waits, and what a try takes."""
+        cls.now_s += seconds + 0.02
 
     def ask(self, method: str, *path: str, body: Any = None) -> Any:
         if method == "GET":
             assert path == ("resources",)
             revision = f"1-{len(self.seen)}"
-            name = {"kind": "VirtualService", "namespace": "default", "name": "payment"}
-            return [{**name, "revision": revision, "document": RULE}]
+            return [
+                {"kind": one["kind"], "namespace": "default", "name": "payment",
+                 "revision": revision, "document": one}
+                for one in (RULE, VERSIONS)
+            ]  # fmt: skip
         assert (method, path) == ("PUT", ("resources",))
         self.seen.append(body)
         if len(self.seen) <= self.times:
@@ -56,7 +73,10 @@ class Changing:
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> type[Changing]:
     monkeypatch.setattr(Changing, "seen", [])
+    monkeypatch.setattr(Changing, "now_s", 0.0)
     monkeypatch.setattr(command, "OperatorApi", Changing)
+    monkeypatch.setattr("time.monotonic", lambda: Changing.now_s)
+    monkeypatch.setattr("time.sleep", Changing.sleep)
     return Changing
 
 
@@ -80,7 +100,31 @@ def test_who_is_always_overtaken_is_told_so(
     monkeypatch.setattr(api, "times", 1000)
     done = run("rollback", "payment")
     assert isinstance(done.exception, ChangedError)
-    assert len(api.seen) == command.TRIES_MAX
+    assert "run the command again" in str(done.exception)
+    assert 10 < len(api.seen) < 500
+    assert api.now_s <= command.DEADLINE_S + 0.02
+
+
+def test_tries_are_further_and_further_apart_and_never_in_step(
+    api: type[Changing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[float] = []
+
+    def drawn(low: float, high: float) -> float:
+        assert low == 0
+        bounds.append(high)
+        return high
+
+    monkeypatch.setattr("random.uniform", drawn)
+    monkeypatch.setattr(api, "times", 7)
+    assert run("rollback", "payment").exit_code == 0
+    assert bounds == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+
+
+def test_what_a_share_was_decided_from_is_guarded_too(api: type[Changing]) -> None:
+    assert run("set", "payment", "v2=20").exit_code == 0
+    expected = [(one["kind"], one["revision"]) for one in api.seen[0]["expected"]]
+    assert expected == [("VirtualService", "1-0"), ("DestinationRule", "1-0")]
 
 
 @pytest.mark.parametrize("share", ["v2", "=10", "v2=", "v2=101", "v2=-1", "v2=1.5", "v2=9999999"])

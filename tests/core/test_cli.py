@@ -65,6 +65,26 @@ def test_version_is_the_one_of_the_workspace(meshfast: Run) -> None:
     assert json.loads(meshfast("version", "-o", "json").stdout)["version"] == workspace["version"]
 
 
+def test_the_option_prints_what_the_command_prints(meshfast: Run) -> None:
+    assert meshfast("--version").stdout == meshfast("version").stdout
+
+
+def test_a_file_that_is_not_utf_8_is_refused_at_its_byte(meshfast: Run, tmp_path: Path) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"kind: Gateway\nname: caf\xe9\n")
+    for command in ("apply", "diff", "delete"):
+        said = meshfast(command, "-f", str(file)).stderr
+        hint = "the byte 0xE9 is none of it; save the file as UTF-8"
+        assert said == f"{file}:2:10: the file is not UTF-8 text ({hint})\n"
+
+
+def test_a_variable_of_a_build_does_not_ask_for_the_version(
+    meshfast: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESHFAST_VERSION", "1")
+    assert "oneOf" in meshfast("schema").stdout
+
+
 def test_version_is_said_to_programs_in_both_forms(meshfast: Run) -> None:
     facts = yaml.safe_load(meshfast("version", "-o", "yaml").stdout)
     assert facts == json.loads(meshfast("version", "-o", "json").stdout)

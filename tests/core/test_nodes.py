@@ -17,14 +17,14 @@ SNIPPETS = st.sampled_from([*WORDS, *MARKS, "  ", "\ufeff", "\x85"])
 
 
 def one(text: str) -> Node:
-    documents, problems = parse(text.encode())
+    documents, problems, _ = parse(text.encode())
     assert problems == []
     (document,) = documents
     return document
 
 
 def refusal(data: bytes) -> tuple[str, int, int]:
-    documents, problems = parse(data)
+    documents, problems, _ = parse(data)
     assert documents == []
     (problem,) = problems
     return problem.message, problem.line, problem.column
@@ -50,12 +50,12 @@ def test_reads_json() -> None:
 
 
 def test_leaves_empty_documents_out() -> None:
-    documents, problems = parse(b"---\n---\na: 1\n---\n# nothing\n")
+    documents, problems, _ = parse(b"---\n---\na: 1\n---\n# nothing\n")
     assert (len(documents), problems) == (1, [])
 
 
 def test_keeps_the_documents_before_the_one_that_breaks() -> None:
-    documents, problems = parse(b"a: 1\n---\nb: 2\n---\nc: [\n")
+    documents, problems, _ = parse(b"a: 1\n---\nb: 2\n---\nc: [\n")
     assert len(documents) == 2
     assert [(problem.line, problem.column) for problem in problems] == [(6, 1)]
 
@@ -116,7 +116,7 @@ def test_an_alias_is_the_node_of_its_anchor() -> None:
 
 
 def test_forgets_anchors_at_the_end_of_a_document() -> None:
-    _, problems = parse(b"- &a x\n---\n- *a\n")
+    _, problems, _ = parse(b"- &a x\n---\n- *a\n")
     assert [problem.message for problem in problems] == ["the alias *a has no anchor before it"]
 
 
@@ -150,7 +150,7 @@ def test_takes_a_byte_order_mark() -> None:
 
 
 def test_reports_each_key_that_occurs_again_and_keeps_the_first() -> None:
-    documents, problems = parse(b"a: 1\nb: 2\na: 3\nb: 4\n")
+    documents, problems, _ = parse(b"a: 1\nb: 2\na: 3\nb: 4\n")
     assert [(problem.line, problem.hint) for problem in problems] == [
         (3, "the first is at 1:1"),
         (4, "the first is at 2:1"),
@@ -174,7 +174,7 @@ def test_any_yaml_like_text_ends_in_nodes_or_problems(parts: list[str]) -> None:
 
 def check(data: bytes) -> None:
     """`parse` raises nothing; problems have a place inside the text; sizes and heights agree."""
-    documents, problems = parse(data)
+    documents, problems, _ = parse(data)
     lines = data.count(b"\n") + data.count(b"\r") + data.count(b"\xc2\x85") + 1
     lines += data.count(b"\xe2\x80\xa8") + data.count(b"\xe2\x80\xa9")
     for problem in problems:
@@ -194,3 +194,36 @@ def measured(node: Node) -> int:
             least = 1 + len(node.fields) + sum(map(measured, node.fields.values()))
             return node.size if node.size >= least else -1
     return 1
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a:\n\tb: 1\n", (2, 1)),
+        ("a:\n  b: 1\n\tc: 2\n", (3, 1)),
+        ("a:\n  b: 1\n  \tc: 2\n", (3, 3)),
+        ("a: x\n\tb: 1\n", (2, 1)),
+        ("a:\n\t- b\n", (2, 1)),
+        ("- a: 1\n\tb: 2\n", (2, 1)),
+    ],
+)
+def test_a_tab_that_indents_is_named_in_its_place(text: str, place: tuple[int, int]) -> None:
+    (problem,) = parse(text.encode()).problems
+    assert (problem.message, problem.line, problem.column) == ("a tab indents the line", *place)
+    assert problem.hint == "YAML indents by spaces only"
+
+
+@pytest.mark.parametrize("text", ['{\n\t"a": 1\n}\n', "a: [\n\t1,\n\t2]\n", "a: '\tb'\n"])
+def test_a_tab_that_does_not_indent_is_white_space(text: str) -> None:
+    assert parse(text.encode()).problems == []
+
+
+def test_between_brackets_something_else_than_the_tab_is_wrong() -> None:
+    (problem,) = parse(b'{\n\t"a": 1\n\t"b": 2\n}\n').problems
+    assert problem.message == "did not find expected ',' or '}', while parsing a flow mapping"
+
+
+def test_the_byte_that_is_not_utf_8_is_named() -> None:
+    (problem,) = parse(b"\xef\xbb\xbfa: \xc3\xa9\xe9\n").problems
+    assert (problem.line, problem.column) == (1, 5)
+    assert problem.hint == "the byte 0xE9 is none of it; save the file as UTF-8"

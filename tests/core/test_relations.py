@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+
 import pytest
 
+from meshfast import _core
+from meshfast.errors import ConfigError
 from meshfast.resources import load_text
+from meshfast.resources.relations import OWN_PREFIX, UNTOUCHABLE, findings_in_text
 
 FILE = """\
 apiVersion: networking.istio.io/v1
@@ -15,6 +21,21 @@ spec:
   http:
     - route: [{destination: {host: web}}]
 """
+ROUTE = {
+    "name": "r",
+    "matches": [],
+    "timeout_ms": None,
+    "destinations": [{"cluster": "c", "weight": 1}],
+}
+CLUSTER = {
+    "name": "c",
+    "service": {"host": "c", "name": "c", "namespace": ""},
+    "subset": "",
+    "balancer": "LEAST_REQUEST",
+    "connect_timeout_ms": 1,
+    "idle_timeout_ms": 1,
+    "endpoints": [],
+}
 
 
 def warnings_of(route: str) -> list[str]:
@@ -96,3 +117,46 @@ def test_a_virtual_service_without_hosts_is_one_for_its_name() -> None:
         "f.yaml:5:3: spec: there are no hosts; the name of the VirtualService, 'web', is taken for "
         "one (hosts: [web])"
     ]
+
+
+def test_operators_and_the_snapshot_compiler_agree_on_the_headers_that_no_rule_edits() -> None:
+    assert set(_core.HEADERS_NOT_EDITED) == UNTOUCHABLE
+    assert _core.HEADERS_NOT_EDITED_PREFIX == OWN_PREFIX
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*sorted(UNTOUCHABLE), "HTTP2_Settings", "Expect", OWN_PREFIX, "x-meshfast", "x-a", "via"],
+)
+def test_what_one_of_them_refuses_the_other_does(name: str) -> None:
+    document = {
+        "version": 1,
+        "generation": 1,
+        "workload": {"name": "a", "namespace": "", "app": "", "revision": "", "principal": ""},
+        "listeners": [
+            {
+                "name": "gateway/127.0.0.1:1",
+                "direction": "gateway",
+                "protocol": "HTTP",
+                "forward_proxy": False,
+                "virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [ROUTE | {
+                    "request_headers": {"set": [], "add": [], "remove": [name]}
+                }]}],
+                "tcp_routes": [],
+            }
+        ],
+        "clusters": [CLUSTER],
+    }  # fmt: skip
+    is_refused = list(findings_in_text("field_name", name)) != []
+    with pytest.raises(ConfigError, match="belongs to the proxy") if is_refused else nullcontext():
+        _core.Snapshot.build(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(("share", "is_some"), [("0.00004", False), ("0.0001", True), ("0", True)])
+def test_a_share_that_would_be_none_is_refused(share: str, is_some: bool) -> None:
+    route = f"      fault: {{delay: {{fixedDelay: 1s, percentage: {{value: {share}}}}}}}\n"
+    if is_some:
+        load_text(FILE + route, "f.yaml")
+        return
+    with pytest.raises(ConfigError, match=r"f\.yaml:8:59: spec\.http\[0\]\.fault\.delay"):
+        load_text(FILE + route, "f.yaml")

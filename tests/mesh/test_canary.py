@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,19 @@ def test_people_are_shown_the_difference_and_the_shares(operator: Operator) -> N
     assert said[-1] == "payment-service.default: v1 100, v2 0"
     again = operator.run("canary", "rollback", "payment-service").splitlines()
     assert again == ["nothing changed", "payment-service.default: v1 100, v2 0"]
+
+
+def test_shares_that_are_set_at_once_all_come_through(operator: Operator) -> None:
+    operator.run("apply", "-f", "-", stdin=SUBSETS)
+    with ThreadPoolExecutor(8) as pool:
+        said = pool.map(
+            lambda percent: operator.run("canary", "set", "payment-service", f"v2={percent}"),
+            range(10, 18),
+        )
+        shares = {one.splitlines()[-1] for one in said}
+    assert shares == {f"payment-service.default: v1 {100 - v2}, v2 {v2}" for v2 in range(10, 18)}
+    left = operator.run("canary", "set", "payment-service", "v2=50").splitlines()[-1]
+    assert left == "payment-service.default: v1 50, v2 50"
 
 
 def test_what_cannot_be_decided_is_refused_with_a_next_step(operator: Operator) -> None:

@@ -62,9 +62,26 @@ class _LazyGroup(click.RichGroup):
         return command
 
 
+def _say_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from meshfast.cli.version import version_line
+
+        click.echo(version_line())
+        context.exit()
+
+
 @click.group(
     cls=_LazyGroup,
     context_settings={"auto_envvar_prefix": "MESHFAST", "help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    allow_from_autoenv=False,  # MESHFAST_VERSION in an environment is somebody's build, no question
+    help="Print the version, as the command does.",
 )
 def app() -> None:
     """A service mesh in one pip install: HTTP/1.1 and TCP, with mutual TLS between services."""

@@ -1,14 +1,18 @@
 """`meshfast canary set` and `rollback`: the share of one version of a service.
 
-What is read is written back only if nobody changed it meanwhile; then it is read again. What is to
-be changed is decided by `meshfast.policy.canary`.
+What is decided is written only if nobody meanwhile changed what it was decided from; then it is
+read again, after a pause of random length, until a deadline. What is to be changed is decided by
+`meshfast.policy.canary`.
 
 Tests: tests/mesh/test_canary.py; the decisions in tests/core/test_canary.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,8 +42,11 @@ from meshfast.resources.kinds import DestinationRule, Resource, VirtualService
 
 __all__ = ["canary"]
 
-#: How often a change of somebody else is taken into account before giving up.
-TRIES_MAX = 5
+#: How long changes of others are taken into account before giving up.
+DEADLINE_S = 5.0
+#: Between two tries: full jitter, from 0 to a bound that doubles. One change takes milliseconds.
+PAUSE_S = 0.02
+PAUSE_MAX_S = 0.5
 NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
 T = TypeVar("T", DestinationRule, VirtualService)
 
@@ -60,9 +67,10 @@ class _Share(click.ParamType[tuple[str, int]]):
 
 
 class _Plan(NamedTuple):
-    """What is to be applied: resources, the subset it is about, and what to say of it."""
+    """What is to be applied, what that was decided from besides, and what to say of it."""
 
     resources: Sequence[Resource]
+    read: Sequence[Resource]
     rule: VirtualService
     subset: str
     notes: Sequence[str] = ()
@@ -93,7 +101,7 @@ class _Stored:
 
     def expected(self, resources: Sequence[Resource]) -> list[dict[str, str]]:
         """Say at which revisions the resources were read; the empty one is not there yet."""
-        names = [(one.kind, one.metadata.namespace, one.metadata.name) for one in resources]
+        names = {(one.kind, one.metadata.namespace, one.metadata.name): None for one in resources}
         return [
             {"kind": kind, "namespace": namespace, "name": name,
              "revision": self.revisions.get((kind, namespace, name), "")}
@@ -144,7 +152,8 @@ def set_(
         found = find_rule(stored.of(VirtualService), asked)
         taken = stored.names(VirtualService, namespace)
         rule = set_shares(found, versions, asked, wanted, taken)
-        return _Plan([*made, rule], rule, shares[0][0], notes)
+        read = [one for one in (versions, found) if one is not None]
+        return _Plan([*made, rule], read, rule, shares[0][0], notes)
 
     _change(plan, asked, state_dir, output)
 
@@ -168,7 +177,7 @@ def rollback(
             )
         done = roll_back(rule, asked, subset or "")
         notes = [f"http[{at}] still sends all of its requests to {done.subset}" for at in done.left]
-        return _Plan([done.rule], done.rule, done.subset, notes)
+        return _Plan([done.rule], [rule], done.rule, done.subset, notes)
 
     _change(plan, asked, state_dir, output)
 
@@ -181,17 +190,20 @@ def _change(
 ) -> None:
     """Plan and apply, again when somebody else was faster, and show what has become of it."""
     api = OperatorApi(state_dir)
-    for remaining in reversed(range(TRIES_MAX)):
+    end = time.monotonic() + DEADLINE_S
+    for bound in _pause_bounds():
         stored = _Stored(api)
         planned = plan(api, stored)
         text = {"file": "canary", "text": render_yaml(planned.resources)}
-        body = {"texts": [text], "expected": stored.expected(planned.resources)}
+        expected = stored.expected([*planned.resources, *planned.read])
         try:
-            applied = api.ask("PUT", "resources", body=body)
+            applied = api.ask("PUT", "resources", body={"texts": [text], "expected": expected})
             break
-        except ChangedError:
-            if not remaining:
-                raise
+        except ChangedError as error:
+            pause = random.uniform(0, bound)
+            if time.monotonic() + pause > end:
+                raise _overtaken(error, service) from None
+            time.sleep(pause)
     warn(applied, places=False)
     weights = weights_of(planned.rule, service)
     answer = {
@@ -202,6 +214,22 @@ def _change(
         **applied,
     }
     show(answer, output, lambda: _text(answer))
+
+
+def _pause_bounds() -> Iterator[float]:
+    bound = PAUSE_S
+    while True:
+        yield bound
+        bound = min(2 * bound, PAUSE_MAX_S)
+
+
+def _overtaken(error: ChangedError, service: Service) -> ChangedError:
+    hint = (
+        f"others have changed the rules of {service.key} for {DEADLINE_S:g} s, and nothing was "
+        "written; see `meshfast get VirtualService -o yaml` for what they made of it, and run the "
+        "command again"
+    )
+    return ChangedError([replace(problem, hint=hint) for problem in error.problems])
 
 
 def _text(answer: Mapping[str, Any]) -> str:

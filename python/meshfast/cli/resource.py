@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from meshfast.cli.operator import OperatorApi, difference, operator_options, tab
 from meshfast.cli.output import show
 from meshfast.control.api import BODY_BYTES_MAX
 from meshfast.errors import ConfigError, MeshfastError, Problem
-from meshfast.resources import read_bytes
+from meshfast.resources import read_bytes, utf8_problem
 from meshfast.resources.kinds import KINDS, Resource
 
 __all__ = ["apply", "delete", "diff", "get"]
@@ -184,11 +185,14 @@ def _texts(files: tuple[str, ...]) -> dict[str, Any]:
             if len(data) > BODY_BYTES_MAX:
                 problems.append(Problem(f"has more than {BODY_BYTES_MAX} bytes", file))
                 continue
-            texts.append({"file": file, "text": data.decode()})
         except OSError as error:
             problems.append(Problem(f"cannot be read: {error.strerror}", file))
-        except UnicodeDecodeError:
-            problems.append(Problem("is not UTF-8", file))
+            continue
+        wrong = utf8_problem(data)
+        if wrong is not None:
+            problems.append(replace(wrong, file=file))
+            continue
+        texts.append({"file": file, "text": data.decode()})
     if problems:
         raise ConfigError(problems)
     return {"texts": texts}

@@ -1,4 +1,4 @@
-"""`meshfast version`: what is installed.
+"""`meshfast version`: what is installed; `meshfast --version` prints the same line.
 
 Tests: tests/core/test_cli.py.
 """
@@ -12,7 +12,7 @@ import rich_click as click
 import meshfast
 from meshfast.cli.output import show
 
-__all__ = ["version"]
+__all__ = ["version", "version_line"]
 
 
 @click.command()
@@ -26,4 +26,9 @@ def version(output: str) -> None:
         "system": platform.system(),
         "release": platform.release(),
     }
-    show(facts, output, lambda: f"meshfast {meshfast.__version__}")
+    show(facts, output, version_line)
+
+
+def version_line() -> str:
+    """Say the version to people."""
+    return f"meshfast {meshfast.__version__}"

@@ -14,14 +14,13 @@ from msgspec import UNSET, UnsetType
 
 from meshfast.policy.document import Abort, Delay, Fault, Header, HeaderEdits, Retry
 from meshfast.resources import kinds
-from meshfast.resources.relations import retry_conditions
+from meshfast.resources.relations import parts_per_million, retry_conditions
 from meshfast.resources.texts import GRPC_STATUSES, duration_ms
 
-__all__ = ["fault", "header_edits", "retry"]
+__all__ = ["fault", "header_edits", "in_turn", "retry"]
 
 BACKOFF_MS = 25
 _DEFAULT_CONDITIONS = ("connect-failure", "refused-stream", "unavailable", "cancelled")
-_PARTS_PER_PERCENT = 10_000  # of a million
 # What a call that is none of gRPC sees of a status of gRPC, in the order of the statuses: the
 # mapping in `google/rpc/code.proto`, which Envoy follows.
 _HTTP_STATUSES = (
@@ -68,6 +67,28 @@ def header_edits(operations: kinds.HeaderOperations | None) -> HeaderEdits | Uns
     )
 
 
+def in_turn(
+    first: HeaderEdits | UnsetType, then: HeaderEdits | UnsetType
+) -> HeaderEdits | UnsetType:
+    """Join two changes to one that does what Envoy does with both lists on one route.
+
+    All removals come before all else, so what `first` sets stays although `then` removes it; what
+    `then` sets replaces what `first` has set and added.
+    """
+    if first is UNSET or then is UNSET:
+        return then if first is UNSET else first
+    replaced = {header.name.lower() for header in then.set}
+    return HeaderEdits(
+        set=(*_without(replaced, first.set), *then.set),
+        add=(*_without(replaced, first.add), *then.add),
+        remove=tuple({name.lower(): name for name in (*first.remove, *then.remove)}.values()),
+    )
+
+
+def _without(names: set[str], headers: tuple[Header, ...]) -> tuple[Header, ...]:
+    return tuple(header for header in headers if header.name.lower() not in names)
+
+
 def _abort(abort: kinds.Abort) -> Abort:
     number = None if abort.grpc_status is None else GRPC_STATUSES.index(abort.grpc_status)
     status = abort.http_status if number is None else _HTTP_STATUSES[number]
@@ -83,7 +104,7 @@ def _headers(written: dict[str, str]) -> tuple[Header, ...]:
 
 
 def _parts(percentage: kinds.Percent | None) -> int:
-    return 0 if percentage is None else round(percentage.value * _PARTS_PER_PERCENT)
+    return 0 if percentage is None else parts_per_million(percentage)
 
 
 def _ms(duration: str | None, default: int) -> int:

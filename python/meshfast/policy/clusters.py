@@ -168,10 +168,13 @@ def _check_ports(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
 def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
     spec = entry.resource.spec
     ports = {port.name for port in spec.ports}
+    has_all_ports = entry.origin.has_all("name", spec.ports, "spec", "ports")
     if spec.workload_selector is not None and spec.endpoints:
         message = "a service has endpoints or a workloadSelector, not both"
         yield entry.origin.problem(message, "spec", "workloadSelector")
     elif spec.resolution is Resolution.STATIC and not spec.endpoints and not spec.workload_selector:
+        if not entry.origin.is_whole("spec", "workloadSelector"):
+            return
         message = "resolution STATIC needs endpoints or a workloadSelector"
         yield entry.origin.problem(message, "spec", "endpoints")
     seen: dict[tuple[str, frozenset[tuple[str, int]]], int] = {}
@@ -182,12 +185,12 @@ def _check_endpoints(entry: Entry[ServiceEntry]) -> Iterator[Problem]:
             message = f"resolution STATIC needs an IP address, got {address!r}"
             hint = "write resolution: DNS to have names resolved"
             yield entry.origin.problem(message, *path, "address", hint=hint)
-        for name in endpoint.ports.keys() - ports:
+        for name in endpoint.ports.keys() - ports if has_all_ports else ():
             message = f"the service has no port named {name!r}"
             hint = nearest(name, ports, "ports")
             yield entry.origin.problem(message, *path, "ports", name, hint=hint)
         key = (address, frozenset(endpoint.ports.items()))
-        first = seen.setdefault(key, position)
+        first = seen.setdefault(key, position) if entry.origin.is_whole(*path) else position
         if first != position:
             hint = f"the first is at {entry.origin.place('spec', 'endpoints', first, 'address')}"
             message = f"the endpoint {address} occurs twice"

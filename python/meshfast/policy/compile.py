@@ -26,7 +26,7 @@ from meshfast.policy.index import Index
 from meshfast.policy.listeners import build_listeners, stands_for
 from meshfast.policy.routes import Router
 from meshfast.policy.slots import SlotAllocator
-from meshfast.resources import Loaded
+from meshfast.resources import Loaded, certain
 from meshfast.resources.kinds import ForwardProxy, Gateway
 
 __all__ = ["compile", "problems_among"]
@@ -60,11 +60,11 @@ def compile(
 
 
 def problems_among(resources: Sequence[Loaded], unread: frozenset[str]) -> list[Problem]:
-    """Find what is wrong between the resources that could be read, when others could not.
+    """Find what is wrong with and between resources, as far as they could be read.
 
-    What only follows from those others, of the kinds `unread`, is left out.
+    What may only follow from their gaps, or from others of the kinds `unread`, is left out.
     """
-    return _routed(Router(Index.of(resources), unread))[1]
+    return certain(_routed(Router(Index.of(resources), unread))[1])
 
 
 def _routed(router: Router) -> tuple[tuple[Listener, ...], list[Problem]]:

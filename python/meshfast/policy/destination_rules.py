@@ -23,7 +23,8 @@ def check_rules(index: Index, unread: frozenset[str]) -> Iterator[Problem]:
     """Find what is wrong with the rules of a file that says everything about its services."""
     for key, rule in index.destination_rules.items():
         yield from check_subsets(rule)
-        if key not in index.services and "ServiceEntry" not in unread:
+        is_placed = rule.origin.is_whole("metadata", "namespace")  # where short names resolve
+        if key not in index.services and is_placed and "ServiceEntry" not in unread:
             hosts = [service.host for service in index.services.values()]
             wanted = names.qualified(rule.resource.spec.host, rule.namespace)
             message = f"no ServiceEntry has the host {key!r}"

@@ -77,7 +77,9 @@ class ServiceHost:
 class Index:
     """All resources by kind, in file order; services and their rules by the key of their host.
 
-    `entries` are as written; in `services` those with a selector have what they select.
+    `entries` are as written; in `services` those with a selector have what they select. `contested`
+    are keys of which another service was written too, and `other_rules` further rules of a host:
+    what seems to be missing may be there.
     """
 
     destination_rules: dict[str, Entry[DestinationRule]] = field(default_factory=dict)
@@ -87,6 +89,8 @@ class Index:
     entries: list[Entry[ServiceEntry]] = field(default_factory=list)
     virtual_services: list[Entry[VirtualService]] = field(default_factory=list)
     workloads: list[Entry[WorkloadEntry]] = field(default_factory=list)
+    contested: set[str] = field(default_factory=set)
+    other_rules: dict[str, list[Entry[DestinationRule]]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @classmethod
@@ -115,6 +119,24 @@ class Index:
         subsets = () if rule is None else rule.resource.spec.subsets
         return next((subset for subset in subsets if subset.name == name), None)
 
+    def has_all_ports(self, service: ServiceHost) -> bool:
+        """Tell whether a port that is not in the service is nowhere."""
+        entry = service.entry
+        key = names.service_key(service.host, entry.namespace)
+        ports = entry.resource.spec.ports
+        is_all = entry.origin.has_all("number", ports, "spec", "ports")
+        return key not in self.contested and is_all
+
+    def lacks(self, key: str, subset: str) -> bool:
+        """Tell whether no rule of a service has the subset, nor may have it."""
+        first = self.destination_rules.get(key)
+        rules = [*(() if first is None else (first,)), *self.other_rules.get(key, ())]
+        return not any(
+            not rule.origin.has_all("name", rule.resource.spec.subsets, "spec", "subsets")
+            or any(one.name == subset for one in rule.resource.spec.subsets)
+            for rule in rules
+        )
+
     def _add(self, item: Loaded) -> None:
         match item.resource:
             case DestinationRule() as resource:
@@ -135,6 +157,9 @@ class Index:
         key = names.service_key(entry.resource.spec.host, entry.namespace)
         first = self.destination_rules.setdefault(key, entry)
         if first is not entry:
+            self.other_rules.setdefault(key, []).append(entry)
+            if not entry.origin.is_named or not first.origin.is_named:
+                return  # they may be one
             message = f"{key} has two DestinationRules: one rule has all subsets of a host"
             hint = f"the first is at {first.origin.place('spec', 'host')}"
             self.problems.append(entry.origin.problem(message, "spec", "host", hint=hint))
@@ -145,6 +170,9 @@ class Index:
             key = names.service_key(host, entry.namespace)
             if key in self.services:
                 first = self.services[key].entry
+                self.contested.add(key)
+                if not entry.origin.is_named or not first.origin.is_named:
+                    continue  # they may be one
                 message = f"the service {key} is defined twice"
                 hint = f"the first is at {first.origin.place('spec', 'hosts')}"
                 path = ("spec", "hosts", position)

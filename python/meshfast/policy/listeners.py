@@ -49,6 +49,9 @@ class _Place:
     def problem(self, message: str, *rest: str | int, hint: str = "") -> Problem:
         return self.gateway.origin.problem(message, *self.path(*rest), hint=hint)
 
+    def is_whole(self, *rest: str | int) -> bool:
+        return self.gateway.origin.is_whole(*self.path(*rest))
+
     def domain(self, host: str, namespace: str) -> Iterator[str]:
         """Give the domains under which a host of a VirtualService is served here."""
         for server_host in self.server.hosts:
@@ -82,7 +85,8 @@ def build_listeners(index: Index, router: Router) -> tuple[tuple[Listener, ...],
     builder.bind_virtual_services()
     listeners = [builder.listener(bound) for bound in builder.bound.values()]
     listeners += builder.forward_proxies()
-    if not listeners and not router.unread:
+    is_nothing = not index.gateways and not index.forward_proxies
+    if is_nothing and not router.unread:
         problem = Problem("nothing to serve: there is no Gateway and no ForwardProxy")
         builder.problems.append(problem)
     return tuple(listeners), builder.problems
@@ -114,6 +118,8 @@ class _Builder:
                 self._bind(_Place(gateway, position))
 
     def _bind(self, place: _Place) -> None:
+        if not place.is_whole("port") or not place.is_whole("bind"):
+            return  # what it would be bound to is not known
         port = place.server.port
         address = names.socket_address(place.server.bind or ANY_ADDRESS, port.number)
         bound = self.bound.get(address)
@@ -181,7 +187,12 @@ class _Builder:
             if entry.full_name in served
             for server in self.index.gateways[name].resource.spec.servers
         }
-        if not ports or "Gateway" in self.router.unread:
+        are_read = all(
+            _has_all(self.index.gateways[name], "port")
+            for name, served in self._served.items()
+            if entry.full_name in served
+        )
+        if not ports or not are_read or "Gateway" in self.router.unread:
             return
         for protocol, path, port in _match_ports(entry.resource.spec):
             if port is not None and ports.get(port) is not protocol:
@@ -202,7 +213,8 @@ class _Builder:
     def _bind_virtual_service(self, entry: Entry[VirtualService], position: int, name: str) -> None:
         full_name = name if "/" in name else f"{entry.namespace}/{name}"
         gateway = self.index.gateways.get(full_name)
-        if gateway is None and "Gateway" in self.router.unread:
+        is_placed = entry.origin.is_whole("metadata", "namespace")  # where short names resolve
+        if gateway is None and (not is_placed or "Gateway" in self.router.unread):
             return
         if gateway is None:
             message = f"there is no Gateway {full_name}"
@@ -212,6 +224,8 @@ class _Builder:
             return
         self._served.setdefault(full_name, {})[entry.full_name] = entry
         places = [_Place(gateway, at) for at in range(len(gateway.resource.spec.servers))]
+        if not is_placed or not _has_all(gateway, "port") or not _has_all(gateway, "hosts"):
+            return
         spec = entry.resource.spec
         for protocol, routes in ((Protocol.HTTP, spec.http), (Protocol.TCP, spec.tcp)):
             if not routes:
@@ -291,7 +305,10 @@ class _Builder:
             message = f"the connections to {bound.address} are routed twice"
             hint = f"the first is at {first.origin.place('spec', 'tcp')}"
             self.problems.append(entry.origin.problem(message, "spec", "tcp", hint=hint))
-        if first is None and "VirtualService" not in self.router.unread:
+        are_read = all(
+            place.is_whole("hosts") and place.gateway.origin.is_named for place in bound.places
+        )
+        if first is None and are_read and "VirtualService" not in self.router.unread:
             message = f"no VirtualService has a tcp route for {bound.address}"
             self.problems.append(bound.places[0].problem(message, "port"))
 
@@ -300,7 +317,8 @@ class _Builder:
         for entry in self.index.forward_proxies:
             spec = entry.resource.spec
             address = names.socket_address(spec.bind, spec.port)
-            complaint = self._take(address, entry.origin.place("spec", "port"))
+            is_read = entry.origin.is_whole("spec")
+            complaint = self._take(address, entry.origin.place("spec", "port")) if is_read else None
             if complaint is not None:
                 message, hint = complaint
                 self.problems.append(entry.origin.problem(message, "spec", "port", hint=hint))
@@ -311,6 +329,11 @@ class _Builder:
                 forward_proxy=True,
                 workload=stands_for(entry.resource),
             )
+
+
+def _has_all(gateway: Entry[Gateway], part: str) -> bool:
+    """Tell whether a part of every server of the gateway is what was written."""
+    return gateway.origin.has_all(part, gateway.resource.spec.servers, "spec", "servers")
 
 
 def _match_ports(

@@ -39,19 +39,23 @@ _Weighted = Sequence[kinds.HTTPRouteDestination | kinds.RouteDestination]
 
 
 class _Missing(NamedTuple):
-    """What a destination names and is not there: the field, and the kind that would have it."""
+    """What a destination names and is not there: the field, and the kind that would have it.
+
+    It is not certain when what would have it could not be read whole.
+    """
 
     message: str
     field: str
     kind: str = ""
     hint: str = ""
+    is_certain: bool = True
 
 
 @dataclass(slots=True)
 class Router:
     """Turns rules into routes; collects the clusters that they name, and the problems.
 
-    `unread` are kinds of which a resource was refused: what is missing of them may be in there.
+    `unread` are kinds of which one may be missing, because it could not be read.
     """
 
     index: Index
@@ -61,8 +65,9 @@ class Router:
 
     def check(self, entry: Entry[VirtualService]) -> None:
         """Look at all routes of a VirtualService once, wherever they are served."""
-        spec = entry.resource.spec
-        if not spec.http and not spec.tcp:
+        spec, origin = entry.resource.spec, entry.origin
+        are_read = origin.is_whole("spec", "http") and origin.is_whole("spec", "tcp")
+        if not spec.http and not spec.tcp and are_read:
             self.problems.append(entry.origin.problem("there is no http or tcp route", "spec"))
         self._check_http(entry)
         for position, route in enumerate(spec.tcp):
@@ -85,7 +90,7 @@ class Router:
                 message = "the route is never reached"
                 problem = entry.origin.problem(message, "spec", "http", position, hint=hint)
                 self.problems.append(problem)
-            elif not route.match or any(map(_takes_all, route.match)):
+            elif _takes_all(route) and entry.origin.is_whole("spec", "http", position, "match"):
                 takes_all = position
             self._check_destinations(entry, route.route, "http", position)
 
@@ -102,7 +107,7 @@ class Router:
                 destinations=self._destinations(entry, route.route),
                 retry=actions.retry(route.retries),
                 fault=actions.fault(route.fault),
-                **_header_edits(route.headers),
+                **_route_edits(route),
             )
 
     def tcp_route(self, entry: Entry[VirtualService], port: int) -> TcpRoute | None:
@@ -124,7 +129,9 @@ class Router:
             if isinstance(upstream, _Missing):
                 continue
             self.upstreams[upstream.cluster] = upstream
-            edits = _header_edits(getattr(item, "headers", None))
+            # Those of a single destination are in the route: see `_route_edits`.
+            headers = None if single else getattr(item, "headers", None)
+            edits = _header_edits(headers)
             weight = 1 if single else item.weight or 0
             found.append(Destination(cluster=upstream.cluster, weight=weight, **edits))
         return tuple(found)
@@ -145,7 +152,9 @@ class Router:
         if port is None:
             ports = ", ".join(str(port.number) for port in service.entry.resource.spec.ports)
             asked = "which port is meant" if number is None else f"no port {number}"
-            return _Missing(f"{asked}: the service {key} has the ports {ports}", "port")
+            message = f"{asked}: the service {key} has the ports {ports}"
+            is_certain = self.index.has_all_ports(service)
+            return _Missing(message, "port", is_certain=is_certain)
         rule = self.index.destination_rules.get(key)
         resource = None if rule is None else rule.resource
         if not destination.subset:
@@ -158,21 +167,27 @@ class Router:
             message = f"the DestinationRule of {key} has no subset {destination.subset!r}"
             known = [one.name for one in resource.spec.subsets]
             hint = nearest(destination.subset, known, "subsets")
-            return _Missing(message, "subset", "DestinationRule", hint)
+            is_certain = self.index.lacks(key, destination.subset)
+            return _Missing(message, "subset", "DestinationRule", hint, is_certain)
         return Upstream(service, port, resource, subset)
 
     def _check_destinations(
         self, entry: Entry[VirtualService], weighted: _Weighted, protocol: str, position: int
     ) -> None:
         path = ("spec", protocol, position, "route")
-        for at, item in enumerate(weighted):
+        is_placed = entry.origin.is_whole("metadata", "namespace")  # where short names resolve
+        for at, item in enumerate(weighted if is_placed else ()):
+            place = (*path, at, "destination")
             missing = self._upstream(entry, item.destination)
-            if isinstance(missing, _Missing) and missing.kind not in self.unread:
-                place = (*path, at, "destination", missing.field)
-                problem = entry.origin.problem(missing.message, *place, hint=missing.hint)
+            if not isinstance(missing, _Missing) or not entry.origin.is_whole(*place, "host"):
+                continue
+            if missing.is_certain and missing.kind not in self.unread:
+                message, hint = missing.message, missing.hint
+                problem = entry.origin.problem(message, *place, missing.field, hint=hint)
                 self.problems.append(problem)
         total = sum(item.weight or 0 for item in weighted)
-        if len(weighted) > 1 and not 0 < total <= WEIGHTS_MAX:
+        are_read = entry.origin.has_all("weight", weighted, *path)
+        if len(weighted) > 1 and are_read and not 0 < total <= WEIGHTS_MAX:
             message = f"the weights add up to {total}; they must add up to 1 to {WEIGHTS_MAX}"
             self.problems.append(entry.origin.problem(message, *path))
 
@@ -213,8 +228,28 @@ def _header_edits(headers: kinds.Headers | None) -> _Edits:
     }
 
 
-def _takes_all(match: kinds.HTTPMatchRequest) -> bool:
-    return match == kinds.HTTPMatchRequest(name=match.name)
+def _route_edits(route: kinds.HTTPRoute) -> _Edits:
+    """Give the changes of a route, and after them those of its only destination.
+
+    Istio writes the headers of a single destination behind those of the route, on the route, so the
+    destination has the last word. Of several, each has its own in Envoy, where they come first
+    (`most_specific_header_mutations_wins` is off) and the route has it.
+    """
+    mine = _header_edits(route.headers)
+    if len(route.route) != 1:
+        return mine
+    theirs = _header_edits(route.route[0].headers)
+    return {
+        "request_headers": actions.in_turn(mine["request_headers"], theirs["request_headers"]),
+        "response_headers": actions.in_turn(mine["response_headers"], theirs["response_headers"]),
+    }
+
+
+def _takes_all(route: kinds.HTTPRoute) -> bool:
+    """Tell whether every request matches."""
+    return not route.match or any(
+        match == kinds.HTTPMatchRequest(name=match.name) for match in route.match
+    )
 
 
 def _match(match: kinds.HTTPMatchRequest) -> Match:

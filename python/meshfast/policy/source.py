@@ -24,7 +24,7 @@ from meshfast.policy.expressions import check_expressions
 from meshfast.policy.forward import forward_proxy, static_forward
 from meshfast.policy.index import Index
 from meshfast.policy.slots import SlotAllocator
-from meshfast.resources import Loaded, Reading, load_text, read_file, render_yaml
+from meshfast.resources import Loaded, Reading, certain, load_text, read_file, render_yaml
 from meshfast.resources.kinds import Gateway
 
 __all__ = [
@@ -159,14 +159,14 @@ def load_source(source: Source, build: Build | None = None) -> list[Loaded]:
 def complete(reading: Reading, build: Build | None = None) -> list[Loaded]:
     """Give the resources; raises ConfigError when some could not be read.
 
-    What is wrong between the others is then raised with it, so that a file takes one round, and
-    what `build` says of their regular expressions.
+    What is wrong with what could be read, and between the resources, is then raised with it, so
+    that a file takes one round, and what `build` says of their regular expressions.
     """
     if reading.problems:
         problems = [*reading.problems, *problems_among(reading.resources, reading.unread)]
         if build is not None:
             rules = Index.of(reading.resources).virtual_services
-            problems += check_expressions(rules, build)
+            problems += certain(check_expressions(rules, build))
         raise ConfigError(in_file_order(problems))
     return reading.resources
 

@@ -7,10 +7,11 @@ The kinds and their schema are in `kinds`, what Istio has beyond them in `istio`
 not served is refused by name with line and column; nothing is silently ignored. Relations between
 resources are checked by `meshfast.policy`.
 
-Tests: tests/core/test_nodes.py, test_decode.py, test_relations.py, test_load.py, test_texts.py,
-test_render.py, test_schema.py, test_golden.py.
+Tests: tests/core/test_nodes.py, test_decode.py, test_gaps.py, test_relations.py, test_load.py,
+test_texts.py, test_render.py, test_schema.py, test_golden.py.
 """
 
+from meshfast.resources.gaps import certain
 from meshfast.resources.kinds import json_schema
 from meshfast.resources.load import (
     Loaded,
@@ -22,12 +23,14 @@ from meshfast.resources.load import (
     read_bytes,
     read_file,
 )
+from meshfast.resources.nodes import utf8_problem
 from meshfast.resources.render import render_json, render_yaml
 
 __all__ = [
     "Loaded",
     "Origin",
     "Reading",
+    "certain",
     "json_schema",
     "load_bytes",
     "load_file",
@@ -36,4 +39,5 @@ __all__ = [
     "read_file",
     "render_json",
     "render_yaml",
+    "utf8_problem",
 ]

@@ -2,15 +2,18 @@
 
 `msgspec` stops at the first problem, so the walk is ours: one function per shape of type, driven
 by `msgspec.inspect` over the structs of `meshfast.resources.kinds`. A value that is refused is
-recorded and the walk goes on, so a file is repaired in one round.
+recorded, something else takes its place, which is then one of the resource's gaps, and the walk
+goes on: what is right is judged further (`meshfast.resources.gaps`), and a file is repaired in one
+round. An optional field that has something wrong in it has its default; where one is required, a
+stand-in is like nothing that is written.
 
 How a plain scalar is read depends on the type that is expected (YAML 1.2 core schema): a string
 never becomes a number or a boolean by accident, and a number where a string is due is refused, as
 Istio refuses it.
 
-Does not look across resources: that is `meshfast.policy.checks`.
+Does not look across resources: that is for `meshfast.policy`.
 
-Tests: tests/core/test_decode.py.
+Tests: tests/core/test_decode.py, test_gaps.py.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect
@@ -26,11 +29,12 @@ from msgspec.structs import replace
 
 from meshfast.errors import Problem
 from meshfast.resources import istio, kinds
+from meshfast.resources.gaps import Gaps
 from meshfast.resources.nodes import Mapping, Node, Scalar, Sequence, child, core_type
 from meshfast.resources.relations import Finding, findings, findings_in_text
 from meshfast.resources.texts import CHECKS, nearest_name
 
-__all__ = ["PROBLEMS_MAX", "Decoder"]
+__all__ = ["PROBLEMS_MAX", "Decoded", "Decoder"]
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _OCTAL_LOOK = re.compile(r"[-+]?0[0-9_]+", re.ASCII)
@@ -42,7 +46,32 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.A
 _FLOAT_CHARS_MAX = 32
 _INTEGER_CHARS_MAX = 20  # more than any range here; int() is quadratic beyond 640
 
+# Struct → its fields around a value that was written in its place, and how such a value looks.
+_WRITTEN_OUT = {
+    "Destination": ("host: {0}", re.compile(r"([-.a-z0-9]{1,60})", re.ASCII)),
+    "Percent": ("value: {0}", re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%?", re.ASCII)),
+    "Port": ("number: {0}, name: http, protocol: HTTP", re.compile(r"([0-9]{1,5})", re.ASCII)),
+    "PortSelector": ("number: {0}", re.compile(r"([0-9]{1,5})", re.ASCII)),
+    "ServicePort": (
+        "number: {0}, name: http, protocol: HTTP",
+        re.compile(r"([0-9]{1,5})", re.ASCII),
+    ),
+    "StringMatch": ("exact: {0}", re.compile(r"([-_.~/A-Za-z0-9]{1,60})", re.ASCII)),
+}
+_STAND_INS: dict[type[Any], Any] = {
+    kinds.Balancer: kinds.Balancer.LEAST_REQUEST,
+    kinds.Protocol: kinds.Protocol.HTTP,
+    kinds.Resolution: kinds.Resolution.DNS,  # asks for the least
+}
+
 _BAD: Any = object()  # stands for a value that was refused and recorded
+
+
+class Decoded(NamedTuple):
+    """A resource, and where it is not what was written."""
+
+    resource: kinds.Resource
+    gaps: Gaps
 
 
 class Decoder:
@@ -53,9 +82,13 @@ class Decoder:
         self.file = file
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
+        self._gaps: list[str] = []  # of this resource
+        self._gaps_count = 0  # of all of them
+        self._stand_ins = 0
 
-    def resource(self, node: Node, path: str = "") -> kinds.Resource | None:
-        """Decode one document; None when something was wrong with it, which is in `problems`."""
+    def resource(self, node: Node, path: str = "") -> Decoded | None:
+        """Decode one document; None when it cannot be told what it is, which is in `problems`."""
+        self._gaps = []
         if not isinstance(node, Mapping):
             self._refuse(node, path, f"expected a resource, got {_shape(node)}")
             return None
@@ -65,14 +98,11 @@ class Decoder:
             self._refuse(node, path, message)
             return None
         if kind.text not in kinds.KINDS:
-            self._refuse_name(
-                kind, _join(path, "kind"), "kind", kind.text, kinds.KINDS, istio.KINDS
-            )
+            self._refuse_kind(kind, _join(path, "kind"))
             return None
         value = self._value(node, _type_info(kinds.KINDS[kind.text]), path)
-        if value is _BAD:
-            return None
-        return self._with_hosts(node, value, path)
+        gaps = Gaps.at(self._gaps)
+        return Decoded(self._with_hosts(node, value, path, gaps), gaps)
 
     def meant(self, node: Node) -> frozenset[str]:
         """Give the kinds that a document may be of; none when it is of one that is not served."""
@@ -84,9 +114,13 @@ class Decoder:
         served = kind.text not in istio.KINDS
         return frozenset(nearest_name(kind.text, kinds.KINDS) if served else ())
 
-    def _with_hosts(self, node: Node, resource: kinds.Resource, path: str) -> kinds.Resource:
+    def _with_hosts(
+        self, node: Node, resource: kinds.Resource, path: str, gaps: Gaps
+    ) -> kinds.Resource:
         """Give a VirtualService that names no host its own name as host, and say so."""
         if not isinstance(resource, kinds.VirtualService) or resource.spec.hosts:
+            return resource
+        if gaps.touch(_join(path, "spec.hosts")):
             return resource
         name = resource.metadata.name
         message = f"there are no hosts; the name of the VirtualService, {name!r}, is taken for one"
@@ -134,44 +168,86 @@ class Decoder:
         value = self._value(node, expected.type, path)
         if value is _BAD:
             return _BAD
-        return value if self._take(findings_in_text(name, value), node, path) else _BAD
+        before = self._gaps_count
+        self._take(findings_in_text(name, value), node, path)
+        return value if self._gaps_count == before else _BAD
 
     def _struct(self, node: Node, expected: inspect.StructType, path: str) -> Any:
-        if not isinstance(node, Mapping):
-            return self._mismatch(node, path, "fields")
-        known = {field.encode_name: field for field in expected.fields}
         name = expected.cls.__name__
-        values: dict[str, Any] = {}
-        meant: set[str] = set()  # what the unknown fields are taken for
-        for key, written in node.fields.items():
+        if not isinstance(node, Mapping):
+            return self._mismatch(node, path, "fields", _written_out(name, node, path))
+        known = {field.encode_name: field for field in expected.fields}
+        unread = {key for key in known if self._is_doubtful(node, key, path)}
+        for key in node.fields:
             if key not in known:
-                later = istio.FIELDS.get(name, frozenset())
-                where = _join(path, key)
-                self._refuse_name(node.keys[key], where, "field", key, known, later)
-                meant.update(nearest_name(key, known))
-                values[""] = _BAD
-            elif not _is_null(written):  # null is the same as leaving the field out
-                values[known[key].name] = self._value(written, known[key].type, _join(path, key))
-        for field in expected.fields:
-            instead = istio.INSTEAD.get(f"{name}.{field.encode_name}", frozenset())
-            if field.encode_name in meant or instead & node.fields.keys():
+                unread.update(self._unknown_field(node.keys[key], key, name, known, path))
+        values: dict[str, Any] = {}
+        for key, written in node.fields.items():
+            field = known.get(key)
+            if field is None or _is_null(written):  # null is the same as leaving the field out
                 continue
-            if field.required and field.name not in values:
-                hint = istio.REASONS.get(f"{name}.{field.encode_name}", "")
-                message = f"the field {field.encode_name!r} is required"
-                values[field.name] = self._refuse(node, path, message, hint)
-        if any(value is _BAD for value in values.values()):
-            return _BAD
+            before = self._gaps_count
+            value = self._value(written, field.type, _join(path, key))
+            if self._gaps_count > before:
+                unread.add(key)
+                if not field.required and isinstance(value, msgspec.Struct):
+                    value = _BAD  # it holds nothing to look at, and may not be fit for use
+            if value is not _BAD:
+                values[field.name] = value
+        for field in expected.fields:
+            if field.name in values:
+                continue
+            if field.required:
+                self._require(node, name, field, unread, path)
+                unread.add(field.encode_name)
+            # The default of a namespace is that of others, who then seem to clash.
+            if field.required or (field.name == "namespace" and field.name in unread):
+                values[field.name] = self._stand_in(field.type)
         value = expected.cls(**values)
-        return value if self._take(findings(value), node, path) else _BAD
+        self._take(findings(value, {known[key].name for key in unread}), node, path)
+        return value
+
+    def _unknown_field(
+        self, key: Scalar, written: str, struct: str, known: Iterable[str], path: str
+    ) -> list[str]:
+        """Refuse a field; gives the one that it is taken for, if there is one."""
+        later = istio.FIELDS.get(struct, frozenset())
+        self._refuse_name(key, _join(path, written), "field", written, known, later)
+        meant = nearest_name(written, known)
+        for name in meant:
+            self._gap(_join(path, name))
+        return meant
+
+    def _is_doubtful(self, node: Mapping, key: str, path: str) -> bool:
+        """Tell whether a field was written twice, or may have come with a merge key."""
+        merged = "<<" in node.doubtful and key not in node.fields
+        if merged or key in node.doubtful:
+            self._gap(_join(path, key))
+            return True
+        return False
+
+    def _require(
+        self, node: Node, struct: str, field: inspect.Field, unread: set[str], path: str
+    ) -> None:
+        """Say that a field is missing, unless that only follows from what was said."""
+        assert isinstance(node, Mapping), "a struct is written as fields"
+        key = f"{struct}.{field.encode_name}"
+        instead = istio.INSTEAD.get(key, frozenset()) & node.fields.keys()
+        if field.encode_name not in unread and not instead:
+            message = f"the field {field.encode_name!r} is required"
+            finding = Finding(message, (), istio.REASONS.get(key, ""))
+            self._record(self.problems, node, path, finding)
+        self._gap(_join(path, field.encode_name))
 
     def _list(self, node: Node, expected: inspect.VarTupleType, path: str) -> Any:
         if not isinstance(node, Sequence):
             return self._mismatch(node, path, "a list")
         if len(node.items) < (expected.min_length or 0):
             return self._refuse(node, path, "the list is empty")
-        return _all(
-            self._value(item, expected.item_type, f"{path}[{index}]")
+        return tuple(
+            self._or_stand_in(
+                self._value(item, expected.item_type, f"{path}[{index}]"), expected.item_type
+            )
             for index, item in enumerate(node.items)
         )
 
@@ -180,15 +256,43 @@ class Decoder:
             return self._mismatch(node, path, "fields")
         if len(node.fields) < (expected.min_length or 0):
             return self._refuse(node, path, "there is nothing in it")
-        keys = _all(
-            self._value(key, expected.key_type, _join(path, name))
-            for name, key in ((n, _as_string(k)) for n, k in node.keys.items())
-        )
-        values = _all(
-            self._dict_value(child, expected.value_type, _join(path, name))
+        if node.doubtful:
+            self._gap(path)
+        for name, key in node.keys.items():
+            self._value(_as_string(key), expected.key_type, _join(path, name))
+        return {
+            name: self._or_stand_in(
+                self._dict_value(child, expected.value_type, _join(path, name)),
+                expected.value_type,
+            )
             for name, child in node.fields.items()
-        )
-        return _BAD if keys is _BAD or values is _BAD else dict(zip(keys, values, strict=True))
+        }
+
+    def _or_stand_in(self, value: Any, expected: inspect.Type) -> Any:
+        return self._stand_in(expected) if value is _BAD else value
+
+    def _stand_in(self, expected: inspect.Type) -> Any:
+        """Make a value that is equal to no other; nothing is ever served with it."""
+        self._stand_ins += 1
+        match expected:
+            case inspect.Metadata():
+                return self._stand_in(expected.type)
+            case inspect.StructType():
+                fields = [one for one in expected.fields if one.required]
+                return expected.cls(**{one.name: self._stand_in(one.type) for one in fields})
+            case inspect.VarTupleType():
+                return ()
+            case inspect.DictType():
+                return {}
+            case inspect.EnumType():
+                return _STAND_INS[expected.cls]
+            case inspect.LiteralType():
+                return expected.values[0]
+            case inspect.IntType():
+                return -self._stand_ins
+            case inspect.StrType():
+                return f"unread-{self._stand_ins}.invalid"  # RFC 2606: no name ends so
+        raise AssertionError(f"no required value has the type {expected}")
 
     def _dict_value(self, node: Node, expected: inspect.Type, path: str) -> Any:
         if _is_null(node) and expected == _type_info(kinds.StringMatch):
@@ -259,6 +363,13 @@ class Decoder:
             return self._mismatch(node, path, "a string", hint)
         return node.text
 
+    def _refuse_kind(self, kind: Scalar, path: str) -> None:
+        if kind.text in istio.KUBERNETES:
+            message = f"the kind {kind.text!r} is one of Kubernetes, not of the mesh"
+            self._refuse(kind, path, message, istio.KUBERNETES[kind.text])
+            return
+        self._refuse_name(kind, path, "kind", kind.text, kinds.KINDS, istio.KINDS)
+
     def _refuse_name(
         self,
         node: Node,
@@ -281,20 +392,28 @@ class Decoder:
 
     def _refuse(self, node: Node, path: str, message: str, hint: str = "") -> Any:
         self._record(self.problems, node, path, Finding(message, (), hint))
+        self._gap(path)
         return _BAD
 
-    def _take(self, found: Iterable[Finding], node: Node, path: str) -> bool:
-        """Record findings; tell whether the value can be used all the same."""
-        usable = True
-        for finding in found:
-            usable &= finding.is_warning
-            self._record(
-                self.warnings if finding.is_warning else self.problems, node, path, finding
-            )
-        return usable
+    def _gap(self, path: str) -> None:
+        """Note a place that is not what was written; all of it when there are too many."""
+        self._gaps_count += 1
+        if len(self._gaps) < PROBLEMS_MAX:
+            self._gaps.append(path if len(self._gaps) < PROBLEMS_MAX - 1 else "")
 
-    def _record(self, into: list[Problem], node: Node, path: str, finding: Finding) -> None:
-        """Put a finding at the field that it is about, or at the nearest one around it."""
+    def _take(self, found: Iterable[Finding], node: Node, path: str) -> None:
+        """Record findings; what an error is about is a gap."""
+        for finding in found:
+            if finding.is_warning:
+                self._record(self.warnings, node, path, finding)
+            else:
+                self._gap(self._record(self.problems, node, path, finding))
+
+    def _record(self, into: list[Problem], node: Node, path: str, finding: Finding) -> str:
+        """Put a finding at the field that it is about, or at the nearest one around it.
+
+        Gives the path of the field.
+        """
         for step in finding.path:
             path = f"{path}[{step}]" if isinstance(step, int) else _join(path, step)
             node = child(node, step) or node
@@ -303,6 +422,7 @@ class Decoder:
             message, hint = f"more than {PROBLEMS_MAX} problems; the rest is left out", ""
         if len(into) < PROBLEMS_MAX:
             into.append(Problem(message, self.file, node.line, node.column, path, hint))
+        return path
 
 
 @cache
@@ -310,10 +430,21 @@ def _type_info(cls: type[msgspec.Struct]) -> inspect.Type:
     return inspect.type_info(cls)
 
 
-def _all(values: Iterable[Any]) -> Any:
-    """Collect the values, all of them, and give _BAD if one was refused."""
-    collected = tuple(values)
-    return _BAD if any(value is _BAD for value in collected) else collected
+def _written_out(struct: str, node: Node, path: str) -> str:
+    """Show how a value is written that stands where fields are due, if that can be guessed."""
+    form = _WRITTEN_OUT.get(struct)
+    if form is None or not isinstance(node, Scalar) or _is_null(node):
+        return ""
+    wanted, pattern = form
+    found = pattern.fullmatch(node.text)
+    if found is None:
+        return ""
+    field = path.rpartition(".")[2]
+    is_quoted = struct == "StringMatch" and core_type(found[1]) != "a string"
+    fields = "{" + wanted.format(f'"{found[1]}"' if is_quoted else found[1]) + "}"
+    if field == "uri":
+        fields = f"{{prefix: {found[1]}}}, or {fields} for this path alone"
+    return f"write {fields}" if field.endswith("]") else f"write {field}: {fields}"
 
 
 def _as_string(key: Scalar) -> Scalar:

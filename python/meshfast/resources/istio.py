@@ -11,7 +11,7 @@ listed in both (tests/core/test_decode.py).
 
 from __future__ import annotations
 
-__all__ = ["FIELDS", "INSTEAD", "KINDS", "REASONS", "RETRY_CONDITIONS", "VALUES"]
+__all__ = ["FIELDS", "INSTEAD", "KINDS", "KUBERNETES", "REASONS", "RETRY_CONDITIONS", "VALUES"]
 
 # ObjectMeta fields that only the API server writes.
 _SERVER_SET = frozenset(
@@ -129,6 +129,15 @@ KINDS: frozenset[str] = frozenset(
         "WorkloadGroup",
     }
 )
+
+#: Kinds that are in many a file beside those of the mesh, and what stands for them here.
+KUBERNETES: dict[str, str] = {
+    "Deployment": "a workload is started by `meshfast run --service NAME --port PORT -- COMMAND`",
+    "Ingress": "write a Gateway, and a VirtualService that names it",
+    "Pod": "a workload is started by `meshfast run --service NAME --port PORT -- COMMAND`",
+    "Service": "a service exists when a workload registers for it, as in `meshfast run --service "
+    "NAME --port PORT -- COMMAND`; for one outside the mesh write a ServiceEntry",
+}
 
 # Why a name has to wait, where the name alone leaves the reader without a next step.
 REASONS: dict[str, str] = {

@@ -2,18 +2,21 @@
 
 Several documents in a file, and a `List` of items (what `kubectl get -o yaml` prints), are the same
 as several resources. `load_*` raise all problems of the file together; `read_*` give them beside
-the resources that are right, so that the relations of those can be looked at in the same round.
+the resources, as far as they could be read, so that those are judged in the same round.
 
 Tests: tests/core/test_load.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from meshfast.errors import ConfigError, Problem
 from meshfast.resources.decode import Decoder
+from meshfast.resources.gaps import Doubtful, Gaps
 from meshfast.resources.kinds import KINDS, Resource
 from meshfast.resources.nodes import FILE_BYTES_MAX, Mapping, Node, Scalar, Sequence, child, parse
 
@@ -28,25 +31,63 @@ __all__ = [
     "read_file",
 ]
 
+NO_GAPS: Final = Gaps()
+#: What others find a resource of a kind by, or what it is there for.
+_FOUND_BY: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "DestinationRule": (("metadata", "namespace"), ("spec", "host")),
+    "ForwardProxy": (),
+    "Gateway": (("metadata", "name"), ("metadata", "namespace")),
+    "ServiceEntry": (("metadata", "namespace"), ("spec", "hosts")),
+    "VirtualService": (
+        ("metadata", "namespace"),
+        ("spec", "hosts"),
+        ("spec", "gateways"),
+        ("spec", "tcp"),
+    ),
+    "WorkloadEntry": (),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a resource was written; finds the place of each of its fields.
 
-    `path` leads to the resource in its document; empty unless it is an item of a `List`.
+    `path` leads to the resource in its document; empty unless it is an item of a `List`. `gaps` is
+    what of it could not be read.
     """
 
     file: str
     node: Node
     path: str = ""
+    gaps: Gaps = NO_GAPS
 
     def problem(self, message: str, *path: str | int, hint: str = "") -> Problem:
         """Make a problem at a field, or at the innermost field around it that was written."""
-        node, text = self.node, self.path
+        node, text = self.node, self._text(path)
+        for step in path:
+            node = child(node, step) or node
+        made = Doubtful if self.gaps.hide(text) else Problem
+        return made(message, self.file, node.line, node.column, text, hint)
+
+    def is_whole(self, *path: str | int) -> bool:
+        """Tell whether the field, with all that is below it, is what was written."""
+        return not self.gaps.touch(self._text(path))
+
+    def has_all(self, field: str, items: Sized, *path: str | int) -> bool:
+        """Tell whether a list, and a field of each of its items, are what was written."""
+        is_list = not self.gaps.hide(self._text(path))
+        return is_list and all(self.is_whole(*path, at, field) for at in range(len(items)))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is known which resource this is."""
+        return self.is_whole("metadata", "name") and self.is_whole("metadata", "namespace")
+
+    def _text(self, path: tuple[str | int, ...]) -> str:
+        text = self.path
         for step in path:
             text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-            node = child(node, step) or node
-        return Problem(message, self.file, node.line, node.column, text, hint)
+        return text
 
     def place(self, *path: str | int) -> str:
         """Give `file:line:column` of a field, to name it in another problem's hint."""
@@ -65,10 +106,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a file says: resources that are right, in file order, and everything that is not.
+    """What a file says: its resources, in file order, and everything that is not right.
 
-    `unread` are the kinds of which something could not be read: what seems to be missing of them
-    may have been in there.
+    With problems, resources have gaps where those are. `unread` are the kinds of which one could
+    not be read, or not by what others find it: what seems to be missing may be that one.
     """
 
     resources: list[Loaded]
@@ -104,18 +145,22 @@ def read_file(path: str | Path) -> Reading:
 
 def read_bytes(data: bytes, file: str) -> Reading:
     """Read UTF-8 bytes; `file` names them in problems."""
-    documents, problems = parse(data)
-    unread = frozenset(KINDS if problems or not documents else ())
+    documents, problems, is_whole = parse(data)
+    unread = frozenset(() if is_whole and documents else KINDS)
     decoder = Decoder(file)
     loaded = []
     for node, path in _resources(documents):
         before = len(decoder.warnings)
-        resource = decoder.resource(node, path)
-        if resource is None:
+        decoded = decoder.resource(node, path)
+        if decoded is None:
             unread |= decoder.meant(node)
-        else:
-            warnings = tuple(decoder.warnings[before:])
-            loaded.append(Loaded(resource, Origin(file, node, path), warnings))
+            continue
+        resource, gaps = decoded
+        origin = Origin(file, node, path, gaps)
+        warnings = tuple(decoder.warnings[before:])
+        loaded.append(Loaded(resource, origin, warnings))
+        if not all(origin.is_whole(*place) for place in _FOUND_BY[resource.kind]):
+            unread |= {resource.kind}
     problems = [replace(problem, file=file) for problem in problems] + decoder.problems
     if not problems and not documents:
         problems = [Problem("there is no resource in the file", file)]

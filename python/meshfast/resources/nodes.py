@@ -18,9 +18,11 @@ Invariants:
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import yaml
 from yaml import CSafeLoader
@@ -33,11 +35,13 @@ __all__ = [
     "NODES_MAX",
     "Mapping",
     "Node",
+    "Parsed",
     "Scalar",
     "Sequence",
     "child",
     "core_type",
     "parse",
+    "utf8_problem",
 ]
 
 FILE_BYTES_MAX = 8 << 20  # a mesh of 10,000 destinations is 330 kB
@@ -45,6 +49,7 @@ DEPTH_MAX = 64  # the deepest field of Istio's kinds is at 12
 NODES_MAX = 1_000_000  # per file, aliases expanded; a mesh of 10,000 destinations has 600,000
 
 _TOO_MANY = f"more than {NODES_MAX} values, counting what aliases stand for"
+_NO_TABS = "YAML indents by spaces only"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS = frozenset({"true", "True", "TRUE", "false", "False", "FALSE"})
 _NUMBER = re.compile(
@@ -79,7 +84,11 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Fields in the order of the file; each name occurs once."""
+    """Fields in the order of the file; each name occurs once.
+
+    `doubtful` are names that were written twice, of which the first is kept, and `<<` where fields
+    of another mapping were asked for, which are not here.
+    """
 
     line: int
     column: int
@@ -87,9 +96,21 @@ class Mapping:
     keys: dict[str, Scalar]
     size: int
     height: int
+    doubtful: frozenset[str] = frozenset()
 
 
 Node = Scalar | Sequence | Mapping
+
+
+class Parsed(NamedTuple):
+    """The documents up to the first place that cannot be read, and the problems found.
+
+    `is_whole` is false when there is such a place: what comes behind it is not known.
+    """
+
+    documents: list[Node]
+    problems: list[Problem]
+    is_whole: bool
 
 
 class _Refused(Exception):
@@ -108,24 +129,42 @@ class _Open:
     column: int
     anchor: str | None
     is_mapping: bool
+    is_flow: bool
     children: list[Node] = field(default_factory=list)
 
 
-def parse(data: bytes) -> tuple[list[Node], list[Problem]]:
+def parse(data: bytes) -> Parsed:
     """Read every document of a file.
 
-    Returns the documents up to the first place that cannot be read, and the problems found, whose
-    `file` is empty: the caller knows it. Empty documents are left out.
+    The `file` of problems is empty: the caller knows it. Empty documents are left out.
     """
     problems: list[Problem] = []
     documents: list[Node] = []
+    is_whole = True
     try:
         for document in _Composer(_text(data), problems).documents():
             if not (isinstance(document, Scalar) and document.plain and not document.text):
                 documents.append(document)
     except _Refused as refused:
         problems.append(refused.problem)
-    return documents, problems
+        is_whole = False
+    return Parsed(documents, problems, is_whole)
+
+
+def utf8_problem(data: bytes) -> Problem | None:
+    """Find the first byte that is not UTF-8; None when there is none."""
+    data = data.removeprefix(codecs.BOM_UTF8)  # editors do not count it
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        start = data.rfind(b"\n", 0, error.start) + 1
+        return Problem(
+            "the file is not UTF-8 text",
+            line=data.count(b"\n", 0, error.start) + 1,
+            column=len(data[start : error.start].decode()) + 1,
+            hint=f"the byte 0x{data[error.start]:02X} is none of it; save the file as UTF-8",
+        )
+    return None
 
 
 def child(node: Node, step: str | int) -> Node | None:
@@ -151,13 +190,10 @@ def _text(data: bytes) -> str:
     if len(data) > FILE_BYTES_MAX:
         message = f"the file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read"
         raise _Refused(message, 1, 1, "split it into several files")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        start = data.rfind(b"\n", 0, error.start) + 1
-        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
-        raise _Refused("the file is not UTF-8 text", line, column) from None
+    problem = utf8_problem(data)
+    if problem is not None:
+        raise _Refused(problem.message, problem.line, problem.column, problem.hint)
+    return data.decode("utf-8-sig")
 
 
 class _Composer:
@@ -181,6 +217,9 @@ class _Composer:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            tab = self._tab(line, column, error)
+            if tab:
+                raise _Refused("a tab indents the line", line, tab, _NO_TABS) from None
             raise _Refused(_syntax(error), line, column) from None
         except yaml.reader.ReaderError as error:
             before = self._text[: error.position]
@@ -209,11 +248,23 @@ class _Composer:
                 if len(self._stack) >= DEPTH_MAX:
                     raise _Refused(f"nested deeper than {DEPTH_MAX} levels", line, column)
                 is_mapping = isinstance(event, yaml.MappingStartEvent)
-                self._stack.append(_Open(line, column, event.anchor, is_mapping))
+                is_flow = bool(event.flow_style)
+                self._stack.append(_Open(line, column, event.anchor, is_mapping, is_flow))
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 opened = self._stack.pop()
                 return self._add(self._close(opened), opened.anchor, 1)
         return None
+
+    def _tab(self, line: int, column: int, error: yaml.MarkedYAMLError) -> int:
+        """Give the column of the tab that indents a line which cannot be read; 0 for none.
+
+        Between brackets tabs are allowed, so something else is wrong there.
+        """
+        is_flow = bool(self._stack and self._stack[-1].is_flow) or "flow" in (error.context or "")
+        text = self._text.split("\n", line)[line - 1 : line]
+        indent = text[0][: len(text[0]) - len(text[0].lstrip(" \t"))] if text else ""
+        at = indent.find("\t") + 1
+        return 0 if is_flow or at > column else at
 
     def _place(self, event: yaml.NodeEvent) -> tuple[int, int]:
         """Give the place of an event; refuses tags, which ask for types of other languages."""
@@ -256,11 +307,13 @@ class _Composer:
             return Sequence(opened.line, opened.column, tuple(children), size, height)
         fields: dict[str, Node] = {}
         keys: dict[str, Scalar] = {}
+        doubtful: set[str] = set()
         for key, value in zip(children[::2], children[1::2], strict=True):
             if not isinstance(key, Scalar):
                 raise _Refused("a key must be a string", key.line, key.column)
             if key.text in keys:
                 first = keys[key.text]
+                doubtful.add(key.text)
                 self._problems.append(
                     Problem(
                         f"the key {key.text!r} occurs twice",
@@ -273,9 +326,10 @@ class _Composer:
             if key.text == "<<" and key.plain:
                 message = "merge keys (<<) are not part of YAML 1.2; write the fields out"
                 self._problems.append(Problem(message, line=key.line, column=key.column))
+                doubtful.add(key.text)
                 continue
             keys[key.text], fields[key.text] = key, value
-        return Mapping(opened.line, opened.column, fields, keys, size, height)
+        return Mapping(opened.line, opened.column, fields, keys, size, height, frozenset(doubtful))
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:

@@ -12,18 +12,21 @@ Tests: tests/core/test_relations.py, and the pairs of files in tests/core/refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from meshfast.resources import istio, kinds
 from meshfast.resources.texts import GRPC_STATUSES, duration_ms, nearest_name
 
 __all__ = [
+    "OWN_PREFIX",
     "RETRY_CONDITIONS",
     "TEXT_CHECKS",
+    "UNTOUCHABLE",
     "Finding",
     "findings",
     "findings_in_text",
+    "parts_per_million",
     "retry_conditions",
 ]
 
@@ -44,10 +47,12 @@ RETRY_CONDITIONS = (
 )
 _STATUS_CODES = "retriable-status-codes"  # says that the numbers beside it count; they do anyway
 # What belongs to a hop (RFC 9110, section 7.6.1), decides framing or routing, or says who calls.
-_UNTOUCHABLE = frozenset(
+# `meshfast._core.HEADERS_NOT_EDITED` is the same table (tests/core/test_relations.py).
+UNTOUCHABLE = frozenset(
     {
         "connection",
         "content-length",
+        "expect",
         "host",
         "http2-settings",
         "keep-alive",
@@ -61,7 +66,8 @@ _UNTOUCHABLE = frozenset(
         "x-forwarded-client-cert",
     }
 )
-_OWN_PREFIX = "x-meshfast-"
+OWN_PREFIX = "x-meshfast-"
+_PARTS_PER_PERCENT = 10_000  # of a million
 _OFF_WITH_FAULT = "it is off on a route with a fault, as in Istio"
 
 
@@ -74,17 +80,22 @@ class Finding(NamedTuple):
     is_warning: bool = False
 
 
-def findings(value: Any) -> Iterator[Finding]:
-    """Look at a struct whose fields are right."""
+def findings(value: Any, unread: Collection[str] = ()) -> Iterator[Finding]:
+    """Look at a struct; `unread` are its fields that are not, or not all, what was written."""
     check = _CHECKS.get(type(value))
     if check is not None:
-        yield from check(value)
+        yield from check(value, unread)
 
 
 def findings_in_text(check: str, text: str) -> Iterator[Finding]:
     """Look at a string that stands where the schema names this check."""
     if check in TEXT_CHECKS:
         yield from TEXT_CHECKS[check](text)
+
+
+def parts_per_million(percent: kinds.Percent) -> int:
+    """Give a share as the data plane draws it."""
+    return round(percent.value * _PARTS_PER_PERCENT)
 
 
 def retry_conditions(retry_on: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -95,20 +106,19 @@ def retry_conditions(retry_on: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(conditions), codes
 
 
-def _string_match(match: kinds.StringMatch) -> Iterator[Finding]:
+def _string_match(match: kinds.StringMatch, _: Collection[str]) -> Iterator[Finding]:
     given = [name for name in ("exact", "prefix", "regex") if getattr(match, name) is not None]
     if len(given) > 1:
         yield Finding(f"only one of {' and '.join(given)} can be given")
 
 
-def _match_request(match: kinds.HTTPMatchRequest) -> Iterator[Finding]:
+def _match_request(match: kinds.HTTPMatchRequest, _: Collection[str]) -> Iterator[Finding]:
     for name in ("uri", "scheme", "method", "authority"):
         if getattr(match, name) == kinds.StringMatch():
-            yield Finding(f"{name} needs one of exact, prefix and regex")
-            return
+            yield Finding(f"{name} needs one of exact, prefix and regex", (name,))
 
 
-def _route(route: kinds.HTTPRoute) -> Iterator[Finding]:
+def _route(route: kinds.HTTPRoute, _: Collection[str]) -> Iterator[Finding]:
     retries = route.retries
     total = duration_ms(route.timeout or "0s") or 0
     if route.fault is not None:
@@ -120,8 +130,8 @@ def _route(route: kinds.HTTPRoute) -> Iterator[Finding]:
         yield Finding(message, ("retries", "perTryTimeout"), "", True)
 
 
-def _retry(retries: kinds.HTTPRetry) -> Iterator[Finding]:
-    if retries.attempts == 0 and retries != kinds.HTTPRetry(attempts=0):
+def _retry(retries: kinds.HTTPRetry, unread: Collection[str]) -> Iterator[Finding]:
+    if retries.attempts == 0 and (unread or retries != kinds.HTTPRetry(attempts=0)):
         message = "attempts: 0 turns retries off, so the other fields have no effect"
         yield Finding(message, ("attempts",), "remove them, or allow an attempt")
 
@@ -145,19 +155,22 @@ def _retry_on(text: str) -> Iterator[Finding]:
         yield Finding(message, (), f"write it beside: {_STATUS_CODES},503", True)
 
 
-def _fault(fault: kinds.HTTPFaultInjection) -> Iterator[Finding]:
-    if fault.delay is None and fault.abort is None:
+def _fault(fault: kinds.HTTPFaultInjection, unread: Collection[str]) -> Iterator[Finding]:
+    if fault.delay is None and fault.abort is None and not unread:
         yield Finding("a fault needs delay or abort, or both")
 
 
-def _delay(delay: kinds.Delay) -> Iterator[Finding]:
-    yield from _no_percentage(delay.percentage, "delayed")
+def _delay(delay: kinds.Delay, unread: Collection[str]) -> Iterator[Finding]:
+    if "percentage" not in unread:
+        yield from _no_percentage(delay.percentage, "delayed")
 
 
-def _abort(abort: kinds.Abort) -> Iterator[Finding]:
-    if (abort.http_status is None) == (abort.grpc_status is None):
+def _abort(abort: kinds.Abort, unread: Collection[str]) -> Iterator[Finding]:
+    is_read = "http_status" not in unread and "grpc_status" not in unread
+    if is_read and (abort.http_status is None) == (abort.grpc_status is None):
         yield Finding("an abort has one of httpStatus and grpcStatus")
-    yield from _no_percentage(abort.percentage, "aborted")
+    if "percentage" not in unread:
+        yield from _no_percentage(abort.percentage, "aborted")
 
 
 def _grpc_status(text: str) -> Iterator[Finding]:
@@ -179,7 +192,13 @@ def _no_percentage(percentage: kinds.Percent | None, what: str) -> Iterator[Find
         yield Finding(f"no request is {what}", (), hint, True)
 
 
-def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
+def _percent(percent: kinds.Percent, _: Collection[str]) -> Iterator[Finding]:
+    if percent.value > 0 and not parts_per_million(percent):
+        message = f"{percent.value:g} % is less than one request in a million, so it would be none"
+        yield Finding(message, ("value",), "the smallest share is 0.0001; 0 is none")
+
+
+def _header_operations(operations: kinds.HeaderOperations, _: Collection[str]) -> Iterator[Finding]:
     for action in ("set", "add", "remove"):
         seen: set[str] = set()
         for position, written in enumerate(getattr(operations, action)):
@@ -191,7 +210,7 @@ def _header_operations(operations: kinds.HeaderOperations) -> Iterator[Finding]:
 
 def _field_name(text: str) -> Iterator[Finding]:
     name = text.lower().replace("_", "-")  # some servers read one as the other
-    if name in _UNTOUCHABLE or name.startswith(_OWN_PREFIX):
+    if name in UNTOUCHABLE or name.startswith(OWN_PREFIX):
         yield Finding(f"the header {text[:64]!r} belongs to the proxy: no rule changes it")
 
 
@@ -201,7 +220,7 @@ def _field_value(text: str) -> Iterator[Finding]:
         yield Finding("a single % is not taken as it is", (), hint)
 
 
-_CHECKS: dict[type[Any], Callable[[Any], Iterator[Finding]]] = {
+_CHECKS: dict[type[Any], Callable[[Any, Collection[str]], Iterator[Finding]]] = {
     kinds.Abort: _abort,
     kinds.Delay: _delay,
     kinds.HTTPFaultInjection: _fault,
@@ -210,6 +229,7 @@ _CHECKS: dict[type[Any], Callable[[Any], Iterator[Finding]]] = {
     kinds.HTTPRoute: _route,
     kinds.HeaderOperations: _header_operations,
     kinds.LoadBalancerSettings: _load_balancer,
+    kinds.Percent: _percent,
     kinds.StringMatch: _string_match,
 }
 

@@ -36,11 +36,16 @@ impl HeaderEdits {
     }
 }
 
-/// Hop-by-hop (RFC 9110 7.6.1), framing, routing, and identity, which only a proxy may tell.
-const FORBIDDEN: &[&str] = &[
+/// What no rule edits, in lower case: hop-by-hop (RFC 9110 7.6.1, RFC 7540 3.2.1), framing (with
+/// `expect`, which holds back a body), routing, and identity, which only a proxy may tell.
+///
+/// The resources of an operator are judged by the same table in `meshfast.resources.relations`.
+pub const NOT_EDITED: [&str; 14] = [
     "connection",
     "content-length",
+    "expect",
     "host",
+    "http2-settings",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
@@ -52,8 +57,8 @@ const FORBIDDEN: &[&str] = &[
     "x-forwarded-client-cert",
 ];
 
-/// Internal to meshfast.
-const FORBIDDEN_PREFIX: &str = "x-meshfast-";
+/// Internal to meshfast: what begins so is not edited either.
+pub const NOT_EDITED_PREFIX: &str = "x-meshfast-";
 
 /// Why a field of this name cannot be edited.
 pub(crate) fn name_problem(name: &str) -> Option<&'static str> {
@@ -65,7 +70,7 @@ pub(crate) fn name_problem(name: &str) -> Option<&'static str> {
     }
     // Some servers read an underscore as a dash.
     let read = name.to_ascii_lowercase().replace('_', "-");
-    if FORBIDDEN.contains(&read.as_str()) || read.starts_with(FORBIDDEN_PREFIX) {
+    if NOT_EDITED.contains(&read.as_str()) || read.starts_with(NOT_EDITED_PREFIX) {
         return Some("this header belongs to the proxy and is not edited");
     }
     None
@@ -125,6 +130,8 @@ mod tests {
             "connection",
             "TE",
             "upgrade",
+            "Expect",
+            "HTTP2-Settings",
             "x-meshfast-port",
             "X-Meshfast-",
             "X-Forwarded-Client-Cert",

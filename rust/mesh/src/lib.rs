@@ -49,7 +49,7 @@ pub use dial::{Dial, Via};
 pub use document::{
     Balancer, ClientMode, Condition, Direction, Protocol, ServerMode, Service, Workload,
 };
-pub use edits::{Field, HeaderEdits};
+pub use edits::{Field, HeaderEdits, NOT_EDITED, NOT_EDITED_PREFIX};
 pub use error::{BlobError, Error, Problem};
 pub use fault::{Abort, Drawn, Fault};
 pub use matching::{Match, Request};

@@ -15,6 +15,7 @@ mod snapshot;
 mod tls;
 
 use meshfast_engine::shared::BUCKETS_MS;
+use meshfast_mesh::{NOT_EDITED, NOT_EDITED_PREFIX};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
@@ -58,6 +59,11 @@ fn certificate_request<'py>(
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BUCKETS_MS", PyTuple::new(module.py(), BUCKETS_MS)?)?;
+    module.add(
+        "HEADERS_NOT_EDITED",
+        PyTuple::new(module.py(), NOT_EDITED)?,
+    )?;
+    module.add("HEADERS_NOT_EDITED_PREFIX", NOT_EDITED_PREFIX)?;
     module.add_function(wrap_pyfunction!(run_worker, module)?)?;
     module.add_function(wrap_pyfunction!(generate_key, module)?)?;
     module.add_function(wrap_pyfunction!(certificate_request, module)?)?;

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meshfast.control.operations import Applied, ChangedError, Expected, NotFoundError
+from meshfast.control.push import resource_key
 from meshfast.control.store import Put, Transaction
 from meshfast.errors import ConfigError
 from meshfast.resources.kinds import VirtualService
@@ -239,6 +240,17 @@ def test_what_is_needed_cannot_be_deleted(plane: Plane) -> None:
     plane.ask(plane.operations.delete("VirtualService", "default", "payment"))
     plane.ask(plane.operations.delete("DestinationRule", "default", "payment"))
     assert stored(plane) == []
+
+
+def test_a_rule_that_lost_its_subset_before_is_no_reason_to_keep_another(plane: Plane) -> None:
+    apply(plane, f"{SUBSETS}---\n{RULE.replace('host: payment', 'host: payment, subset: v1')}")
+    apply(plane, SUBSETS.replace("payment", "order"))
+    # As a release that cannot read what is stored sees it.
+    key = resource_key("DestinationRule", "default", "payment")
+    plane.call(lambda: plane.control._store.transact(Transaction((Put(key, b"{}"),))))
+    assert actions(plane.ask(plane.operations.delete("DestinationRule", "default", "order"))) == [
+        ("order", "deleted")
+    ]
 
 
 def test_fields_references_and_expressions_of_all_texts_come_in_one_round(plane: Plane) -> None:

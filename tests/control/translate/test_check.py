@@ -25,10 +25,13 @@ def warnings(text: str, stored: str = "") -> list[str]:
         for name in [item.resource.metadata.name]
     ]
     replaced = {(item.resource.kind, item.resource.metadata.name) for item in resources(text)}
+    former = [
+        item for item in loaded if (item.resource.kind, item.resource.metadata.name) in replaced
+    ]
     loaded = [
         item for item in loaded if (item.resource.kind, item.resource.metadata.name) not in replaced
     ]
-    found = check(resources(text), loaded, SERVICES, _core.Snapshot.build)
+    found = check(resources(text), loaded, SERVICES, _core.Snapshot.build, replaced=former)
     return [str(one) for one in found]
 
 
@@ -200,6 +203,15 @@ def test_a_rule_and_the_subset_that_it_no_longer_names_may_change_together() -> 
     stored = versions("v1") + rule(f"[{{route: [{to('payment', subset='v1')}]}}]")
     text = versions("v2") + rule(f"[{{route: [{to('payment', subset='v2')}]}}]")
     assert all("no endpoint of" in one for one in warnings(text, stored))
+
+
+def test_what_was_missing_before_is_no_reason_to_refuse_a_destination_rule() -> None:
+    orphaned = rule(f"[{{route: [{to('other', subset='v1')}]}}]", name="other", hosts="other")
+    assert warnings(versions("v1"), orphaned) == []
+    text = versions("v1")
+    stored = versions("v1", "v2") + rule(f"[{{route: [{to('payment', subset='v2')}]}}]") + orphaned
+    [refused] = problems(text, stored)
+    assert "VirtualService default/rule sends to the subset 'v2' of payment.default" in refused
 
 
 def test_what_could_not_be_read_is_said_beside_what_is_wrong_between_the_rest() -> None:
