@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.mesh.harness import Fixture, Sidecar, until_reached, wait_until
-from tests.mesh.test_tunnels import tunnel
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_what_has_left_is_not_there_at_its_ports_and_unknown_at_others(mesh: Fix
             wait_until(partial(is_unserved, order, one.port), f"it has left:\n{order.text}")
         assert mesh.control.services()["localhost.default"]["ports"] == served
         assert order.get(f"http://localhost:{port}/after")[0] == 404
-        status, connection = tunnel(order, f"localhost:{port}")
+        status, connection = order.tunnel(f"localhost:{port}")
         connection.close()
         assert status == 404
         assert calls == ["/before"]

@@ -180,7 +180,7 @@ def _grpc_status(text: str) -> Iterator[Finding]:
         yield Finding(f"unknown status of gRPC {text[:64]!r}", (), hint)
 
 
-def _load_balancer(settings: kinds.LoadBalancerSettings) -> Iterator[Finding]:
+def _load_balancer(settings: kinds.LoadBalancerSettings, _: Collection[str]) -> Iterator[Finding]:
     if settings.simple is kinds.Balancer.LEAST_CONN:
         message = "LEAST_CONN is taken for LEAST_REQUEST, which has replaced it in Istio"
         yield Finding(message, ("simple",), "write LEAST_REQUEST", True)
