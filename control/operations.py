@@ -18,6 +18,7 @@ Tests: tests/control/server/test_operations.py.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal
@@ -69,6 +70,8 @@ __all__ = [
 
 #: Written by every change of resources, so that two of them cannot be judged apart from each other.
 GUARD_KEY: Final = "/policy"
+#: No kind of resource: what an `Expected` may ask for besides.
+SERVICE: Final = "Service"
 #: Somebody else wrote at the same moment; each repetition saw one succeed.
 TRIES_MAX: Final = 20
 TOKEN_TTL_S: Final = 24 * 3600
@@ -85,7 +88,10 @@ class ChangedError(MeshfastError):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The revision that a resource was read at; empty when there was none of the name."""
+    """The revision that a resource was read at; empty when there was none of the name.
+
+    The kind `Service` is for the `revision` of a `ServiceView`.
+    """
 
     kind: str
     namespace: str
@@ -157,7 +163,10 @@ class RevokedIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that workloads are registered for, or have been."""
+    """A service that workloads are registered for, or have been.
+
+    `revision` is another one when a workload comes, goes, or comes back with other labels.
+    """
 
     name: str
     namespace: str
@@ -165,6 +174,7 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[int, ...]
     workloads: int
     healthy: int
+    revision: str = ""
 
 
 class WorkloadView(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +241,11 @@ class Operations:
         """
         reading = await asyncio.to_thread(_read, texts)
         services = mesh_services(self._mesh.workloads(), self._mesh.services())
+        revisions = _service_revisions(self._mesh.workloads())
+        for one in expected:
+            if one.kind == SERVICE and one.revision != revisions.get((one.namespace, one.name), ""):
+                raise ChangedError(f"the workloads of {one.namespace}/{one.name} were others")
+        expected = [one for one in expected if one.kind != SERVICE]
         return await asyncio.to_thread(self._apply, reading, services, dry_run, expected)
 
     async def delete(
@@ -321,6 +336,7 @@ class Operations:
 
     async def services(self) -> Sequence[ServiceView]:
         """Show the services of the mesh, as sidecars are brought to see them."""
+        revisions = _service_revisions(self._mesh.workloads())
         return [
             ServiceView(
                 name=service.name,
@@ -329,6 +345,7 @@ class Operations:
                 ports=tuple(port.number for port in service.ports),
                 workloads=len(workloads),
                 healthy=sum(workload.healthy for workload in workloads.values()),
+                revision=revisions.get((service.namespace, service.name), ""),
             )
             for service in self._pusher.translation.services.values()
             for workloads in [
@@ -508,6 +525,18 @@ def _check_expected(expected: Sequence[Expected], stored: Mapping[str, Entry]) -
         found = stored.get(resource_key(one.kind, one.namespace, one.name))
         if one.revision != ("" if found is None else str(found.modified)):
             raise ChangedError(f"{one.kind} {one.namespace}/{one.name} was changed meanwhile")
+
+
+def _service_revisions(workloads: Iterable[WorkloadRecord]) -> dict[tuple[str, str], str]:
+    """Give the revision of each service, by namespace and name: a hash of who is there."""
+    found: dict[tuple[str, str], list[tuple[str, str, list[tuple[str, str]]]]] = {}
+    for one in workloads:
+        who = (one.identity, one.instance, sorted(one.labels.items()))
+        found.setdefault((one.namespace, one.service), []).append(who)
+    return {
+        key: hashlib.sha256(msgspec.json.encode(sorted(who))).hexdigest()[:16]
+        for key, who in found.items()
+    }
 
 
 def _check_unused(entry: Entry, all: Sequence[Entry]) -> None:

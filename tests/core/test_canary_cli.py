@@ -45,6 +45,7 @@ class Changing:
     times: ClassVar[int] = 0
     seen: ClassVar[list[Any]] = []
     now_s: ClassVar[float] = 0.0
+    stored: ClassVar[list[Any]] = [RULE, VERSIONS]
 
     def __init__(self, _: object) -> None:
         pass
@@ -55,13 +56,21 @@ class Changing:
         cls.now_s += seconds + 0.02
 
     def ask(self, method: str, *path: str, body: Any = None) -> Any:
+        if (method, path) == ("GET", ("status",)):
+            names = {"namespace": "default", "service": "payment"}
+            workloads = [{**names, "labels": {"version": version}} for version in ("v1", "v2")]
+            service = {"namespace": "default", "name": "payment", "revision": "abc"}
+            return {
+                "services": [{**service, "namespace": "other", "revision": "no"}, service],
+                "workloads": [{"workload": one} for one in workloads],
+            }
         if method == "GET":
             assert path == ("resources",)
             revision = f"1-{len(self.seen)}"
             return [
                 {"kind": one["kind"], "namespace": "default", "name": "payment",
                  "revision": revision, "document": one}
-                for one in (RULE, VERSIONS)
+                for one in self.stored
             ]  # fmt: skip
         assert (method, path) == ("PUT", ("resources",))
         self.seen.append(body)
@@ -125,6 +134,15 @@ def test_what_a_share_was_decided_from_is_guarded_too(api: type[Changing]) -> No
     assert run("set", "payment", "v2=20").exit_code == 0
     expected = [(one["kind"], one["revision"]) for one in api.seen[0]["expected"]]
     assert expected == [("VirtualService", "1-0"), ("DestinationRule", "1-0")]
+
+
+def test_a_rule_that_is_made_of_labels_is_written_while_the_workloads_are_those(
+    api: type[Changing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "stored", [RULE])
+    assert run("set", "payment", "v2=20").exit_code == 0
+    expected = [(one["kind"], one["revision"]) for one in api.seen[0]["expected"]]
+    assert expected == [("DestinationRule", ""), ("VirtualService", "1-0"), ("Service", "abc")]
 
 
 @pytest.mark.parametrize("share", ["v2", "=10", "v2=", "v2=101", "v2=-1", "v2=1.5", "v2=9999999"])

@@ -71,6 +71,7 @@ class _Plan(NamedTuple):
 
     resources: Sequence[Resource]
     read: Sequence[Resource]
+    services: Sequence[Mapping[str, str]]
     rule: VirtualService
     subset: str
     notes: Sequence[str] = ()
@@ -142,18 +143,21 @@ def set_(
     def plan(api: OperatorApi, stored: _Stored) -> _Plan:
         versions = find_destination_rule(stored.of(DestinationRule), asked)
         made: list[Resource] = []
+        services: list[Mapping[str, str]] = []
         notes = []
         if versions is None:
             taken = stored.names(DestinationRule, namespace)
-            versions = rule_of_versions(asked, _labels(api, asked), taken)
+            labels, expected = _labels(api, asked)
+            versions = rule_of_versions(asked, labels, taken)
             made.append(versions)
+            services.append(expected)
             names = ", ".join(subset.name for subset in versions.spec.subsets)
             notes.append(f"made a DestinationRule from the labels version: {names}")
         found = find_rule(stored.of(VirtualService), asked)
         taken = stored.names(VirtualService, namespace)
         rule = set_shares(found, versions, asked, wanted, taken)
         read = [one for one in (versions, found) if one is not None]
-        return _Plan([*made, rule], read, rule, shares[0][0], notes)
+        return _Plan([*made, rule], read, services, rule, shares[0][0], notes)
 
     _change(plan, asked, state_dir, output)
 
@@ -177,7 +181,7 @@ def rollback(
             )
         done = roll_back(rule, asked, subset or "")
         notes = [f"http[{at}] still sends all of its requests to {done.subset}" for at in done.left]
-        return _Plan([done.rule], [rule], done.rule, done.subset, notes)
+        return _Plan([done.rule], [rule], [], done.rule, done.subset, notes)
 
     _change(plan, asked, state_dir, output)
 
@@ -195,7 +199,10 @@ def _change(
         stored = _Stored(api)
         planned = plan(api, stored)
         text = {"file": "canary", "text": render_yaml(planned.resources)}
-        expected = stored.expected([*planned.resources, *planned.read])
+        expected = [
+            *stored.expected([*planned.resources, *planned.read]),
+            *planned.services,
+        ]
         try:
             applied = api.ask("PUT", "resources", body={"texts": [text], "expected": expected})
             break
@@ -239,11 +246,20 @@ def _text(answer: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *answer["notes"], f"{answer['service']}: {shares}"])
 
 
-def _labels(api: OperatorApi, service: Service) -> list[dict[str, str]]:
-    """Give the labels of the workloads that are registered for the service."""
-    workloads = [one["workload"] for one in api.ask("GET", "status")["workloads"]]
-    return [
-        one.get("labels", {})
-        for one in workloads
-        if f"{one['service']}.{one['namespace']}" == service.key
-    ]
+def _labels(api: OperatorApi, service: Service) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Give the labels of the workloads of the service, and what says that they are still those."""
+    status = api.ask("GET", "status")
+    name, _, namespace = service.key.rpartition(".")
+    is_mine = {"namespace": namespace, "name": name}.items()
+    revision = next(
+        (
+            one["revision"]
+            for one in status["services"]
+            if all(one[key] == value for key, value in is_mine)
+        ),
+        "",
+    )
+    expected = {"kind": "Service", "namespace": namespace, "name": name, "revision": revision}
+    workloads = [one["workload"] for one in status["workloads"]]
+    mine = [one for one in workloads if (one["namespace"], one["service"]) == (namespace, name)]
+    return [one.get("labels", {}) for one in mine], expected

@@ -296,6 +296,39 @@ def test_what_was_changed_since_it_was_read_stays(plane: Plane) -> None:
     assert actions(expect("")) == [("payment", "created")]
 
 
+def test_what_was_decided_from_the_workloads_of_a_service_holds_while_they_are_those(
+    plane: Plane,
+) -> None:
+    def expect(revision: str) -> Applied:
+        one = Expected(kind="Service", namespace="default", name="payment", revision=revision)
+        texts = [("mesh.yaml", RULE)]
+        applied = plane.ask(plane.operations.apply_texts(texts, expected=[one]))
+        assert isinstance(applied, Applied)
+        return applied
+
+    def revision() -> str:
+        services = plane.ask(plane.operations.services())
+        return next((str(one.revision) for one in services if one.name == "payment"), "")
+
+    assert actions(expect("")) == [("payment", "created")]
+    with Sidecar.join(plane.token("payment")) as first:
+        first.wait_open()
+        first.register(8080)
+        first.subscribe()
+        first.wait_until(lambda: revision() != "")
+        alone = revision()
+        assert actions(expect(alone)) == [("payment", "unchanged")]
+        with Sidecar.join(plane.token("payment"), "i2") as second:
+            second.wait_open()
+            second.register(8080)
+            second.subscribe()
+            second.wait_until(lambda: revision() != alone)
+            for stale in (alone, ""):
+                with pytest.raises(ChangedError, match="workloads of default/payment"):
+                    expect(stale)
+            expect(revision())
+
+
 def test_what_is_not_there_is_not_found(plane: Plane) -> None:
     for kind, namespace, name in (
         ("VirtualService", "default", "payment"),
