@@ -44,7 +44,9 @@ def test_apply_with_an_error_says_the_place_and_changes_nothing(
     good.write_text(RULE)
     bad.write_text(RULE.replace("payment}", "other}").replace("3s", "soon"))
     said = operator.run("apply", "-f", str(good), "-f", str(bad), code=1)
-    assert said.startswith(f"{bad}:7:16: spec.http[0].timeout: ")
+    first, second = said.splitlines()
+    assert first.startswith(f"{bad}:5:11: spec.hosts[0]: the host 'payment' is routed twice")
+    assert second.startswith(f"{bad}:7:16: spec.http[0].timeout: ")
     assert json.loads(operator.run("get", "-o", "json"))["items"] == []
     missing = tmp_path / "missing.yaml"
     said = operator.run("apply", "-f", str(missing), code=1)
