@@ -59,10 +59,7 @@ fn certificate_request<'py>(
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BUCKETS_MS", PyTuple::new(module.py(), BUCKETS_MS)?)?;
-    module.add(
-        "HEADERS_NOT_EDITED",
-        PyTuple::new(module.py(), NOT_EDITED)?,
-    )?;
+    module.add("HEADERS_NOT_EDITED", PyTuple::new(module.py(), NOT_EDITED)?)?;
     module.add("HEADERS_NOT_EDITED_PREFIX", NOT_EDITED_PREFIX)?;
     module.add_function(wrap_pyfunction!(run_worker, module)?)?;
     module.add_function(wrap_pyfunction!(generate_key, module)?)?;
