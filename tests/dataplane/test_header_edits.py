@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.dataplane.harness import Client, Origin, pooled
 
 RULES = [
@@ -21,6 +23,9 @@ DESTINATION = (
     "headers: {request: {set: {x-team: overruled, x-zone: here}},"
     " response: {add: {X-Version: gone, X-Served-By: pool}}}"
 )
+
+# A second destination, which nothing goes to.
+NO_SHARE = ", weight: 1}, {destination: {host: pool}, weight: 0"
 
 REQUEST = b"""\
 PUT / HTTP/1.1\r
@@ -44,7 +49,14 @@ Content-Length: 2\r
 ok"""
 
 
-def test_a_route_edits_after_its_destination_and_bodies_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("others", "team", "version"),
+    [("", "x-team: overruled", "gone"), (NO_SHARE, "x-team: payments", None)],
+    ids=["one_destination_edits_after_its_route", "a_route_edits_after_each_of_two_destinations"],
+)
+def test_edits_come_in_the_order_of_istio_and_bodies_pass(
+    others: str, team: str, version: str | None, tmp_path: Path
+) -> None:
     bodies = []
 
     def script(client: Client) -> None:
@@ -54,7 +66,7 @@ def test_a_route_edits_after_its_destination_and_bodies_pass(tmp_path: Path) -> 
 
     with (
         Origin(script) as origin,
-        pooled([origin], tmp_path, RULES, DESTINATION) as (_, port),
+        pooled([origin], tmp_path, RULES, DESTINATION + others) as (_, port),
         Client(port) as client,
     ):
         for _ in range(2):
@@ -65,7 +77,7 @@ def test_a_route_edits_after_its_destination_and_bodies_pass(tmp_path: Path) -> 
     for head in origin.heads:
         lines = head.decode().split("\r\n")
         names = [line.split(":")[0].lower() for line in lines]
-        for expected in ("X-Env: 100% prod", "x-team: payments", "x-zone: here", "x-kept: 1"):
+        for expected in ("X-Env: 100% prod", team, "x-zone: here", "x-kept: 1"):
             assert expected in lines
             assert names.count(expected.split(":")[0].lower()) == 1
         assert [line for line in lines if line.lower().startswith("via")] == [
@@ -76,7 +88,7 @@ def test_a_route_edits_after_its_destination_and_bodies_pass(tmp_path: Path) -> 
         assert lines[1] == "Host: a"
     assert response.header("cache-control") == "no-store"
     assert response.header("server") is None
-    assert response.header("x-version") is None, "the route takes away what its destination adds"
+    assert response.header("x-version") == version
     assert response.header("x-served-by") == "pool"
     assert response.header("x-kept") == "1"
     assert response.header("content-length") == "2"
