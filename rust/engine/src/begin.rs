@@ -108,6 +108,8 @@ impl Worker {
         };
         let exchange_id = self.exchanges.insert(exchange);
         self.downstreams[downstream_id].exchange = Some(exchange_id);
+        // From here on the exchange has deadlines, and the session none.
+        self.timers.disarm(Key::Downstream(downstream_id));
         self.share.line.exchange_opened();
         exchange_id
     }

@@ -3,6 +3,12 @@
 //! One exchange at a time per HTTP/1 session; pipelined requests wait in the input. A session that
 //! must close sends what it has, then FIN, and reads on for a moment, so that the peer gets the last
 //! response instead of a reset (RFC 9112 9.6).
+//!
+//! Invariants:
+//! 1. No exchange outlives its downstream: who drops a session ends the exchange that it has.
+//! 2. A session has a deadline only while it has no exchange (`open_exchange`).
+//!
+//! Tests: `worker/tests.rs` checks both after every turn of every test; `worker/tests/strangers.rs`.
 
 use meshfast_wire::Error;
 use meshfast_wire::h1::{BodyDecoder, BodyEvent, Method, Parsed, Version};
@@ -245,7 +251,6 @@ impl Worker {
                 request.bytes.extend_from_slice(&input.as_slice()[..length]);
                 input.consume(length);
                 let started_us = std::mem::take(&mut downstream.head_started_us);
-                self.timers.disarm(Key::Downstream(downstream_id));
                 self.begin(downstream_id, request, started_us);
                 true
             }
@@ -515,6 +520,10 @@ impl Worker {
     /// Sends what is queued, then FIN, and reads on until the peer closes or the time is over.
     pub(crate) fn close_downstream(&mut self, downstream_id: usize) {
         let downstream = &mut self.downstreams[downstream_id];
+        debug_assert!(
+            downstream.exchange.is_none(),
+            "an exchange ends before its downstream is closed"
+        );
         // A slow reader may take its time for what it was sent.
         let patience_ms = if downstream.session.output.is_empty() {
             LINGER_MS
@@ -540,8 +549,10 @@ impl Worker {
     /// A downstream deadline has passed: first byte, head, idle or linger.
     pub(crate) fn downstream_timer(&mut self, downstream_id: usize) {
         let downstream = &mut self.downstreams[downstream_id];
-        let waits_to_know = !downstream.is_closing && downstream.exchange.is_none();
-        if waits_to_know && downstream.is_unknown_inside() {
+        if downstream.exchange.is_some() {
+            return;
+        }
+        if !downstream.is_closing && downstream.is_unknown_inside() {
             // The other side speaks first.
             return self.begin_tcp(downstream_id);
         }
@@ -593,7 +604,13 @@ impl Worker {
         }
     }
 
+    /// Lets go of a session, and ends its exchange if there is one.
     pub(crate) fn drop_downstream(&mut self, downstream_id: usize) {
+        let exchange_id = self.downstreams[downstream_id].exchange;
+        // After a panic it may name one that is gone.
+        if exchange_id.is_some_and(|id| self.exchanges.contains(id)) {
+            return self.downstream_gone(downstream_id);
+        }
         self.timers.disarm(Key::Downstream(downstream_id));
         let downstream = self.downstreams.remove(downstream_id);
         self.leave_leg(&downstream.session.stream, downstream.session.uncredited);

@@ -32,6 +32,7 @@ use crate::downstream::{Downstream, HEAD_TIMEOUT_MS, Within};
 use crate::error::Failure;
 use crate::exchange::{Carries, Destination};
 use crate::session::{Flushed, Session};
+use crate::slab::Slab;
 use crate::stream::{Peer, Stream};
 use crate::timers::Key;
 use crate::tls::Tls;
@@ -832,8 +833,8 @@ impl Told {
 
 /// Puts bytes of a stream into its session; those of a stream that is gone are dropped.
 fn deliver(
-    downstreams: &mut slab::Slab<Downstream>,
-    upstreams: &mut slab::Slab<Upstream>,
+    downstreams: &mut Slab<Downstream>,
+    upstreams: &mut Slab<Upstream>,
     key: Option<Key>,
     bytes: &[u8],
 ) {

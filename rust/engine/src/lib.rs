@@ -6,7 +6,7 @@
 //!
 //! Code map: `worker` is the loop; `listener` accepts; `downstream`, `exchange`, `begin` and
 //! `upstream` carry requests; `head` writes heads; `record` writes access records, `span` traces; `shared` is the
-//! memory all processes see; `os` holds every `unsafe`.
+//! memory all processes see; `slab` numbers what a worker has; `os` holds every `unsafe`.
 //!
 //! Tests: beside each module; whole workers in `tests/dataplane`.
 #![deny(unsafe_code)]
@@ -28,6 +28,7 @@ mod request;
 mod session;
 mod settings;
 pub mod shared;
+mod slab;
 mod span;
 mod stream;
 mod text;

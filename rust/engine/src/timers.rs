@@ -1,16 +1,18 @@
 //! Deadlines in a coarse wheel: 16 ms a tick, looked at once per loop turn.
 //!
-//! Every place of the slabs has one deadline, which outlives the object in the place. Moving a
-//! deadline later, which every request does, costs one store: the entry in the wheel stays where it
-//! is and is put back when it comes up early. So there is never more than one entry that counts per
-//! place, however many objects come and go in it.
+//! Every place of the slabs has one deadline: of whoever armed it last. Moving a deadline later, which
+//! every request does, costs a store or two: the entry in the wheel stays where it is and is put back
+//! when it comes up early. So there is never more than one entry that counts per place, however many
+//! objects come and go in it.
 //! Time is the caller's: milliseconds since any fixed moment.
 
 use std::collections::BTreeMap;
 
+use crate::slab::place_of;
+
 const TICK_MS: u64 = 16;
 
-/// A place that can have a deadline.
+/// Who can have a deadline: a number of one of the slabs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     Downstream(usize),
@@ -26,17 +28,20 @@ pub(crate) struct Timers {
     places: [Vec<Place>; 4],
 }
 
-/// `deadline_ms` 0 is "none"; `scheduled_tick` is where the entry that counts lies, 0 for none.
+/// `deadline_ms` 0 is "none"; `scheduled_tick` is where the entry that counts lies, 0 for none. An entry
+/// may be of an earlier owner, so who is meant stands here: `owner`, who armed it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     deadline_ms: u64,
     scheduled_tick: u64,
+    owner: usize,
 }
 
 impl Timers {
-    /// Sets the deadline of a place, in place of any earlier one.
+    /// Sets a deadline, in place of any earlier one.
     pub(crate) fn arm(&mut self, key: Key, deadline_ms: u64) {
         let place = self.place(key);
+        place.owner = key.number();
         place.deadline_ms = deadline_ms.max(1);
         let tick = tick_of(deadline_ms);
         if place.scheduled_tick == 0 || tick < place.scheduled_tick {
@@ -47,7 +52,17 @@ impl Timers {
 
     /// Takes the deadline away.
     pub(crate) fn disarm(&mut self, key: Key) {
-        self.place(key).deadline_ms = 0;
+        let place = self.place(key);
+        if place.owner == key.number() {
+            place.deadline_ms = 0;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_armed(&self, key: Key) -> bool {
+        let places = &self.places[key.kind()];
+        let place = places.get(place_of(key.number()));
+        place.is_some_and(|it| it.owner == key.number() && it.deadline_ms != 0)
     }
 
     /// Milliseconds from `now_ms` until the wheel must be looked at again.
@@ -56,7 +71,7 @@ impl Timers {
         Some((tick * TICK_MS).saturating_sub(now_ms))
     }
 
-    /// Takes a place whose deadline has passed; its deadline is gone then.
+    /// Takes somebody whose deadline has passed; the deadline is gone then.
     pub(crate) fn pop(&mut self, now_ms: u64) -> Option<Key> {
         while let Some((tick, key)) = self.pop_entry(now_ms) {
             let place = self.place(key);
@@ -68,6 +83,7 @@ impl Timers {
             if deadline_ms == 0 {
                 continue;
             }
+            let key = key.of(place.owner);
             if tick_of(deadline_ms) * TICK_MS > now_ms {
                 self.arm(key, deadline_ms);
                 continue;
@@ -95,17 +111,39 @@ impl Timers {
     }
 
     fn place(&mut self, key: Key) -> &mut Place {
-        let (kind, index) = match key {
-            Key::Downstream(index) => (0, index),
-            Key::Exchange(index) => (1, index),
-            Key::Leg(index) => (2, index),
-            Key::Upstream(index) => (3, index),
-        };
-        let places = &mut self.places[kind];
+        let index = place_of(key.number());
+        let places = &mut self.places[key.kind()];
         if places.len() <= index {
             places.resize(index + 1, Place::default());
         }
         &mut places[index]
+    }
+}
+
+impl Key {
+    fn kind(self) -> usize {
+        match self {
+            Self::Downstream(_) => 0,
+            Self::Exchange(_) => 1,
+            Self::Leg(_) => 2,
+            Self::Upstream(_) => 3,
+        }
+    }
+
+    fn number(self) -> usize {
+        match self {
+            Self::Downstream(id) | Self::Exchange(id) | Self::Leg(id) | Self::Upstream(id) => id,
+        }
+    }
+
+    /// The same kind with another number.
+    fn of(self, id: usize) -> Self {
+        match self {
+            Self::Downstream(_) => Self::Downstream(id),
+            Self::Exchange(_) => Self::Exchange(id),
+            Self::Leg(_) => Self::Leg(id),
+            Self::Upstream(_) => Self::Upstream(id),
+        }
     }
 }
 
@@ -123,6 +161,18 @@ mod tests {
 
     fn fire(timers: &mut Timers, now_ms: u64) -> Vec<Key> {
         std::iter::from_fn(|| timers.pop(now_ms)).collect()
+    }
+
+    #[test]
+    fn a_deadline_is_its_owners_and_not_the_next_ones_in_the_place() {
+        let mut timers = Timers::default();
+        let successor = Key::Downstream(1 << 32);
+        timers.arm(A, 100);
+        timers.disarm(A);
+        timers.arm(successor, 200);
+        timers.disarm(A);
+        assert_eq!(fire(&mut timers, 150), []);
+        assert_eq!(fire(&mut timers, 250), [successor]);
     }
 
     #[test]

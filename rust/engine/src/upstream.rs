@@ -484,7 +484,6 @@ impl Worker {
         let (downstream_id, upstream_id) = (exchange.downstream, exchange.upstream);
         self.record_tunnel(exchange_id);
         self.arm_exchange(exchange_id);
-        self.timers.disarm(Key::Downstream(downstream_id));
         self.queue(Key::Downstream(downstream_id));
         if let Some(upstream_id) = upstream_id {
             self.queue(Key::Upstream(upstream_id));

@@ -23,7 +23,6 @@ use meshfast_wire::h1::Limits;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustc_hash::FxHashMap;
-use slab::Slab;
 
 use crate::buffer::Blocks;
 use crate::clock::Clock;
@@ -39,6 +38,7 @@ use crate::request::Request;
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::shared::{SharedMemory, State, WorkerShare};
+use crate::slab::Slab;
 use crate::timers::{Key, Timers};
 use crate::tls::Identity;
 use crate::upstream::{Pool, Refusals, Upstream};
@@ -304,6 +304,8 @@ impl Worker {
         self.turn(events);
         self.share.line.turn(self.clock.since_tick_us());
         self.finish_inbound();
+        #[cfg(test)]
+        tests::check(self);
         Ok(self.is_draining() && self.drained())
     }
 

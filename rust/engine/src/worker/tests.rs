@@ -94,6 +94,26 @@ impl Bench {
     }
 }
 
+/// What holds after every turn of every test.
+pub(super) fn check(worker: &Worker) {
+    for (id, exchange) in worker.exchanges.iter() {
+        let downstream = worker.downstreams.get(exchange.downstream);
+        let downstream = downstream.expect("no exchange outlives its downstream");
+        assert_eq!(downstream.exchange, Some(id));
+        assert!(!downstream.is_closing, "answers go to callers that read");
+        let upstream = exchange
+            .upstream
+            .map(|upstream| &worker.upstreams[upstream]);
+        assert!(upstream.is_none_or(|it| it.exchange == Some(id)));
+        let has_deadline = worker.timers.is_armed(Key::Downstream(exchange.downstream));
+        assert!(!has_deadline, "only a session without an exchange has one");
+    }
+    let of_downstreams = worker.downstreams.iter().filter_map(|(_, it)| it.exchange);
+    let of_upstreams = worker.upstreams.iter().filter_map(|(_, it)| it.exchange);
+    let mut named = of_downstreams.chain(of_upstreams);
+    assert!(named.all(|id| worker.exchanges.contains(id)));
+}
+
 /// A listener that sends everything to cluster `c`.
 const FRONT: &str = r#"{"name":"front","direction":"gateway","protocol":"HTTP","virtual_hosts":[{
     "name":"all","domains":["*"],"routes":[{"name":"r","destinations":[{"cluster":"c","weight":1}]}]
@@ -328,5 +348,6 @@ fn what_an_idle_connection_holds_stays_small() {
 
 mod legs;
 mod repeats;
+mod strangers;
 mod tries;
 mod tunnels;

@@ -94,13 +94,13 @@ impl Mesh {
     }
 
     /// Lets time pass for both.
-    fn advance(&mut self, by: Duration) {
+    pub(super) fn advance(&mut self, by: Duration) {
         self.near.worker.clock.advance(by);
         self.far.worker.clock.advance(by);
     }
 
     /// Steps of both, in which whatever is on its way arrives.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..10 {
             self.near.worker.step(&mut self.near.events, 1).unwrap();
             self.far.worker.step(&mut self.far.events, 1).unwrap();

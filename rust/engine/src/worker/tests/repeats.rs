@@ -191,7 +191,9 @@ fn a_reused_connection_that_ends_at_work_is_repeated_within_attempts_and_budget(
         for _ in 0..in_further_tries {
             bench.worker.share.endpoints.retry_started(5);
         }
-        for (_, upstream) in &mut bench.worker.upstreams {
+        let upstreams: Vec<usize> = bench.worker.upstreams.iter().map(|(id, _)| id).collect();
+        for id in upstreams {
+            let upstream = &mut bench.worker.upstreams[id];
             upstream.idle_since_ms = bench.worker.clock.now_ms();
         }
         let answer = bench.ask(&request(method, BODY));

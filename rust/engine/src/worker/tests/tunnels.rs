@@ -31,13 +31,29 @@ fn mesh(application: &TcpListener) -> (Mesh, u16) {
     (mesh, address.port())
 }
 
-const GRANTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+/// The same with the connect timeout that clusters have unless they say otherwise.
+pub(super) fn patient_mesh(application: &TcpListener) -> (Mesh, u16) {
+    let (mut mesh, port) = mesh(application);
+    let near = &mut mesh.near.worker;
+    let document = near.generation.snapshot.to_document();
+    let mut document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    document["clusters"][0]["connect_timeout_ms"] = 10_000.into();
+    let snapshot = Snapshot::from_document(document.to_string().as_bytes()).unwrap();
+    near.apply(Generation::new(snapshot), 3);
+    (mesh, port)
+}
+
+/// The head of a request that shows the credential.
+pub(super) fn head(start: &str, host: &str) -> String {
+    format!("{start} HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic YTpi\r\n\r\n")
+}
+
+pub(super) const GRANTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// Opens a tunnel and sends these bytes behind the CONNECT, at once.
 fn connect(mesh: &mut Mesh, to: &str, inside: &[u8]) -> TcpStream {
     let mut client = TcpStream::connect(mesh.near.address).unwrap();
-    let connect =
-        format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Basic YTpi\r\n\r\n");
+    let connect = head(&format!("CONNECT {to}"), to);
     client
         .write_all(&[connect.as_bytes(), inside].concat())
         .unwrap();
@@ -212,4 +228,88 @@ fn a_service_that_goes_while_a_tunnel_is_open_is_asked_for_nowhere_else() {
         let near = &mesh.near.worker;
         assert!(near.resolving.is_empty() && near.upstreams.is_empty() && near.legs.is_empty());
     }
+}
+
+/// Opens a tunnel at a caller's proxy whose leg gets no answer in the handshake, and waits so long.
+fn held_up(inside: &[u8], wait: Duration) -> (Mesh, TcpListener, TcpStream) {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut mesh, port) = patient_mesh(&application);
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    let connect = head(&format!("CONNECT c:{port}"), "c");
+    let sent = [connect.as_bytes(), inside].concat();
+    client.write_all(&sent).unwrap();
+    let near = &mut mesh.near;
+    near.until("it waits for the leg", |worker| {
+        worker.exchanges.len() == 1 && worker.legs.len() == 1
+    });
+    // In steps, so that whatever would end meanwhile does.
+    for _ in 0..5 {
+        near.worker.clock.advance(wait / 5);
+        near.worker.step(&mut near.events, 1).unwrap();
+    }
+    let mut granted = vec![0; GRANTED.len()];
+    client.read_exact(&mut granted).unwrap();
+    assert_eq!(granted, GRANTED);
+    (mesh, application, client)
+}
+
+#[test]
+fn a_tunnel_waits_for_its_connect_as_long_as_the_cluster_says() {
+    let hello = [b"\x16\x03\x01\x00\x05\x01", &[7; 40][..]].concat();
+    for inside in [
+        &b"\x00binary"[..],
+        &hello,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let (mut mesh, application, mut client) = held_up(inside, Duration::from_secs(4));
+        let mut stranger = TcpStream::connect(mesh.near.address).unwrap();
+        let (mut at_application, read) = served(&mut mesh, &application, inside.len());
+        assert_eq!(read, inside);
+        at_application.write_all(b"and back").unwrap();
+        mesh.settle();
+        assert!(hears_nothing(&mut stranger));
+        assert_eq!(mesh.read(&mut client, 8), b"and back");
+    }
+}
+
+#[test]
+fn what_comes_for_a_caller_that_has_left_reaches_nobody_else() {
+    let (mut mesh, application, client) = held_up(b"\x00opaque", Duration::from_secs(4));
+    drop(client);
+    let near = &mut mesh.near;
+    for _ in 0..5 {
+        near.worker.step(&mut near.events, 1).unwrap();
+    }
+    near.worker.clock.advance(Duration::from_secs(6));
+    near.until("it is over", |worker| worker.exchanges.is_empty());
+    let mut stranger = TcpStream::connect(near.address).unwrap();
+    near.until("somebody else is there", |worker| {
+        worker.downstreams.len() == 1
+    });
+    application.set_nonblocking(true).unwrap();
+    mesh.settle();
+    assert!(application.accept().is_err());
+    assert!(hears_nothing(&mut stranger));
+}
+
+/// Whether a connection is open and has said nothing.
+fn hears_nothing(stream: &mut TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let refusal = stream.read(&mut [0; 16]).err();
+    refusal.is_some_and(|it| it.kind() == io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn a_session_that_is_dropped_takes_its_exchange_with_it() {
+    let (mut mesh, _application, _client) = held_up(b"\x00opaque", Duration::ZERO);
+    let near = &mut mesh.near;
+    let (downstream, _) = near.worker.downstreams.iter().next().unwrap();
+    near.worker.drop_downstream(downstream);
+    assert!(near.worker.exchanges.is_empty() && near.worker.downstreams.is_empty());
+    assert!(near.worker.upstreams.is_empty());
+    assert_eq!(near.memory.endpoints()[0].active, 0);
+    let [line] = &log(near)[..] else {
+        panic!("one record")
+    };
+    assert_eq!(line["response_flags"], "DC");
 }
