@@ -460,15 +460,22 @@ impl Worker {
         }
     }
 
-    /// The peer takes no stream above `last`: of those that are open, it has not seen any.
+    /// The peer takes no stream above `last`: of those that are open, it has not seen any. One that it
+    /// has taken it has seen, whatever it says later.
     fn peer_leaves(&mut self, leg_id: usize, last: u32) {
         let leg = &mut self.legs[leg_id];
         leg.is_leaving = true;
         if leg.role == Role::Client {
-            let all = leg.streams.keys().copied();
-            let unseen: Vec<u32> = all.filter(|stream| *stream > last).collect();
-            for stream in unseen {
-                self.stream_reset(leg_id, stream, ErrorCode::RefusedStream);
+            let all = leg.streams.iter().map(|(stream, key)| (*stream, *key));
+            let above: Vec<(u32, Key)> = all.filter(|(stream, _)| *stream > last).collect();
+            for (stream, key) in above {
+                let is_taken = matches!(key, Key::Upstream(id) if self.upstreams[id].is_taken);
+                let code = if is_taken {
+                    ErrorCode::InternalError
+                } else {
+                    ErrorCode::RefusedStream
+                };
+                self.stream_reset(leg_id, stream, code);
             }
         }
     }

@@ -401,6 +401,35 @@ fn a_post_above_the_last_stream_of_a_goaway_is_sent_again() {
 }
 
 #[test]
+fn a_goaway_below_a_stream_that_was_taken_repeats_no_post() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut mesh = Mesh::new(origin.local_addr().unwrap(), PAYMENT);
+    mesh.retry(&policy(2, r#""connect-failure","refused-stream""#));
+    let mut client = TcpStream::connect(mesh.near.address).unwrap();
+    client.write_all(&request("POST", BODY)).unwrap();
+    mesh.until("it is sent", |_, far| {
+        far.exchanges.iter().any(|(_, it)| it.sent_us > 0)
+    });
+    let _served = origin.accept().unwrap();
+    let (_, upstream) = mesh.near.worker.upstreams.iter().next().unwrap();
+    let (_, stream) = upstream.session.stream.leg().unwrap();
+    let (leg_id, _) = mesh.far.worker.legs.iter().next().unwrap();
+    let output = mesh.far.worker.legs[leg_id].session.output.tail();
+    // HEADERS with `:status: 200`, then a GOAWAY that breaks RFC 9113 6.8: its last stream is 0.
+    output.extend_from_slice(&[0, 0, 1, 1, 4]);
+    output.extend_from_slice(&stream.to_be_bytes());
+    output.extend_from_slice(&[0x88, 0, 0, 8, 7, 0]);
+    output.extend_from_slice(&[0; 12]);
+    mesh.far.worker.dirty(Key::Leg(leg_id));
+    mesh.until("it is over", |near, _| near.exchanges.is_empty());
+    let line = mesh.near_line();
+    assert_eq!(line["response_flags"], "UC", "{line}");
+    origin.set_nonblocking(true).unwrap();
+    mesh.settle();
+    assert!(origin.accept().is_err(), "the application gets it once");
+}
+
+#[test]
 fn a_worker_keeps_no_more_of_bodies_than_it_may() {
     for (others, expected) in [
         (0, "200"),
