@@ -152,7 +152,7 @@ impl Worker {
             return self.go_inbound(exchange_id, &inbound);
         }
         if self.downstreams[downstream_id].tunnel().is_some() {
-            return match self.opaque_destination(exchange_id) {
+            return match self.begin_opaque(exchange_id) {
                 Ok(destination) => {
                     self.exchanges[exchange_id].destination = Some(destination);
                     self.start(exchange_id, 0);

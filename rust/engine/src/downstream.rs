@@ -519,6 +519,7 @@ impl Worker {
 
     /// Sends what is queued, then FIN, and reads on until the peer closes or the time is over.
     pub(crate) fn close_downstream(&mut self, downstream_id: usize) {
+        self.end_unused_tunnel(downstream_id);
         let downstream = &mut self.downstreams[downstream_id];
         debug_assert!(
             downstream.exchange.is_none(),
@@ -611,6 +612,7 @@ impl Worker {
         if exchange_id.is_some_and(|id| self.exchanges.contains(id)) {
             return self.downstream_gone(downstream_id);
         }
+        self.end_unused_tunnel(downstream_id);
         self.timers.disarm(Key::Downstream(downstream_id));
         let downstream = self.downstreams.remove(downstream_id);
         self.leave_leg(&downstream.session.stream, downstream.session.uncredited);

@@ -15,7 +15,8 @@ use meshfast_mesh::NoRoute;
 use meshfast_wire::sniff::{Protocol, sniff};
 
 use crate::downstream::Within;
-use crate::exchange::Destination;
+use crate::error::Failure;
+use crate::exchange::{Carries, Destination};
 use crate::request::Request;
 use crate::timers::Key;
 use crate::worker::Worker;
@@ -32,14 +33,14 @@ pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\
 pub(crate) struct Tunnel {
     /// As CONNECT wrote it.
     authority: Box<[u8]>,
-    /// It has turned out to carry requests.
-    is_http: bool,
+    /// What it carries has been said, or it has ended.
+    is_known: bool,
 }
 
 impl Tunnel {
     /// Nothing is known yet of what it carries.
     pub(crate) fn is_unknown(&self) -> bool {
-        !self.is_http
+        !self.is_known
     }
 }
 
@@ -73,7 +74,7 @@ impl meshfast_mesh::Request for Inside<'_> {
 
 impl Worker {
     /// Grants the CONNECT of an exchange, which is over with that: what comes inside has exchanges of
-    /// its own, and each its record.
+    /// its own, and each its record. If nothing comes, `end_unused_tunnel` writes one.
     pub(crate) fn grant_tunnel(&mut self, exchange_id: usize) {
         let exchange = &self.exchanges[exchange_id];
         let downstream_id = exchange.downstream;
@@ -90,7 +91,7 @@ impl Worker {
         downstream.idle_since_ms = now_ms;
         downstream.within = Some(Box::new(Within::Tunnel(Tunnel {
             authority: authority.into(),
-            is_http: false,
+            is_known: false,
         })));
         self.timers
             .arm(Key::Downstream(downstream_id), now_ms + SNIFF_TIMEOUT_MS);
@@ -107,7 +108,7 @@ impl Worker {
             downstream.within.as_deref_mut(),
         ) {
             (Some(Protocol::Http1), Some(Within::Tunnel(tunnel))) => {
-                tunnel.is_http = true;
+                tunnel.is_known = true;
                 self.timers.disarm(Key::Downstream(downstream_id));
             }
             (Some(_), _) => self.begin_tcp(downstream_id),
@@ -119,8 +120,41 @@ impl Worker {
         true
     }
 
+    /// A tunnel carries one TCP connection.
+    pub(crate) fn begin_opaque(&mut self, exchange_id: usize) -> Result<Destination, NoRoute> {
+        let downstream_id = self.exchanges[exchange_id].downstream;
+        let within = self.downstreams[downstream_id].within.as_deref_mut();
+        if let Some(Within::Tunnel(tunnel)) = within {
+            tunnel.is_known = true;
+        }
+        self.opaque_destination(exchange_id)
+    }
+
+    /// A session ends. If a CONNECT was granted and nothing came inside, this is the record of it: a TCP
+    /// connection to the service without a byte.
+    pub(crate) fn end_unused_tunnel(&mut self, downstream_id: usize) {
+        let downstream = &self.downstreams[downstream_id];
+        let is_unused = downstream.tunnel().is_some_and(Tunnel::is_unknown);
+        if !is_unused || downstream.exchange.is_some() {
+            return;
+        }
+        let io = downstream.session.io;
+        let granted_us = downstream.idle_since_ms * 1_000;
+        let exchange_id = self.open_exchange(downstream_id, Carries::Tcp, None, granted_us);
+        let destination = self.begin_opaque(exchange_id).ok();
+        let exchange = &mut self.exchanges[exchange_id];
+        exchange.destination = destination;
+        if io.read_closed || io.broken {
+            let verdict = Failure::DownstreamGone.verdict();
+            exchange.flag(verdict.flag);
+            exchange.outcome.detail = verdict.detail;
+        }
+        self.record(exchange_id);
+        self.remove_exchange(exchange_id);
+    }
+
     /// Where the bytes of a tunnel go that are not HTTP.
-    pub(crate) fn opaque_destination(&self, exchange_id: usize) -> Result<Destination, NoRoute> {
+    fn opaque_destination(&self, exchange_id: usize) -> Result<Destination, NoRoute> {
         let exchange = &self.exchanges[exchange_id];
         let tunnel = self.downstreams[exchange.downstream].tunnel();
         let authority = tunnel.map_or(&[][..], |it| &it.authority);

@@ -313,3 +313,40 @@ fn a_session_that_is_dropped_takes_its_exchange_with_it() {
     };
     assert_eq!(line["response_flags"], "DC");
 }
+
+#[test]
+fn a_tunnel_in_which_nothing_was_said_has_a_record() {
+    for (ends, flag) in [
+        ("by FIN", "DC"),
+        ("by a reset", "DC"),
+        ("by the proxy", "-"),
+    ] {
+        let application = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut mesh, port) = mesh(&application);
+        let client = connect(&mut mesh, &format!("c:{port}"), b"");
+        let near = &mut mesh.near;
+        near.worker.clock.advance(Duration::from_millis(300));
+        let (downstream, _) = near.worker.downstreams.iter().next().unwrap();
+        match ends {
+            "by a reset" => crate::os::abort_on_close(client.as_fd()),
+            "by the proxy" => near.worker.close_downstream(downstream),
+            _ => {}
+        }
+        drop(client);
+        near.until("it is over", |worker| worker.downstreams.is_empty());
+        assert!(near.worker.exchanges.is_empty());
+        let [line] = &log(near)[..] else {
+            panic!("one record of a tunnel that ends {ends}")
+        };
+        assert_eq!(line["protocol"], "TCP");
+        assert_eq!(line["response_flags"], flag, "{ends}");
+        assert_eq!(line["upstream_cluster"], "outbound|80||c.default");
+        assert_eq!(line["bytes_received"], 0);
+        assert!(
+            line["duration"].as_u64() >= Some(300),
+            "since CONNECT: {line}"
+        );
+        application.set_nonblocking(true).unwrap();
+        assert!(application.accept().is_err(), "nobody was called");
+    }
+}
