@@ -22,12 +22,14 @@ const _: () = assert!(usize::BITS == 64, "a place and a serial are one number");
 
 /// See the module's text.
 pub(crate) struct Slab<T> {
-    slots: slab::Slab<(u32, T)>,
+    /// With the number of each, whole: one comparison tells.
+    slots: slab::Slab<(usize, T)>,
     /// The next one's.
     serial: u32,
 }
 
 /// The place of a number: small, and another number's later.
+#[inline]
 pub(crate) fn place_of(number: usize) -> usize {
     number & ((1 << PLACE_BITS) - 1)
 }
@@ -48,16 +50,23 @@ impl<T> Slab<T> {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, number: usize) -> Option<&T> {
-        let (serial, value) = self.slots.get(place_of(number))?;
-        (*serial == serial_of(number)).then_some(value)
+        match self.slots.get(place_of(number)) {
+            Some((owner, value)) if *owner == number => Some(value),
+            _ => None,
+        }
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, number: usize) -> Option<&mut T> {
-        let (serial, value) = self.slots.get_mut(place_of(number))?;
-        (*serial == serial_of(number)).then_some(value)
+        match self.slots.get_mut(place_of(number)) {
+            Some((owner, value)) if *owner == number => Some(value),
+            _ => None,
+        }
     }
 
+    #[inline]
     pub(crate) fn contains(&self, number: usize) -> bool {
         self.get(number).is_some()
     }
@@ -79,8 +88,10 @@ impl<T> Slab<T> {
 
     /// Panics when nobody has this number.
     pub(crate) fn remove(&mut self, number: usize) -> T {
-        assert!(self.contains(number), "{}", nobody(number));
-        self.slots.remove(place_of(number)).1
+        match self.slots.try_remove(place_of(number)) {
+            Some((owner, value)) if owner == number => value,
+            _ => gone(number),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -92,14 +103,15 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        let all = self.slots.iter();
-        all.map(|(place, (serial, value))| (number(place, *serial), value))
+        self.slots
+            .iter()
+            .map(|(_, (number, value))| (*number, value))
     }
 }
 
 /// A number that nobody has yet.
 pub(crate) struct VacantEntry<'a, T> {
-    entry: slab::VacantEntry<'a, (u32, T)>,
+    entry: slab::VacantEntry<'a, (usize, T)>,
     serial: &'a mut u32,
 }
 
@@ -109,7 +121,8 @@ impl<T> VacantEntry<'_, T> {
     }
 
     pub(crate) fn insert(self, value: T) {
-        self.entry.insert((*self.serial, value));
+        let number = self.key();
+        self.entry.insert((number, value));
         *self.serial = if *self.serial == SERIAL_MAX {
             0
         } else {
@@ -121,25 +134,30 @@ impl<T> VacantEntry<'_, T> {
 impl<T> Index<usize> for Slab<T> {
     type Output = T;
 
+    #[inline]
     fn index(&self, number: usize) -> &T {
-        self.get(number).unwrap_or_else(|| gone(number))
+        match self.get(number) {
+            Some(value) => value,
+            None => gone(number),
+        }
     }
 }
 
 impl<T> IndexMut<usize> for Slab<T> {
+    #[inline]
     fn index_mut(&mut self, number: usize) -> &mut T {
-        self.get_mut(number).unwrap_or_else(|| gone(number))
+        match self.get_mut(number) {
+            Some(value) => value,
+            None => gone(number),
+        }
     }
 }
 
 #[cold]
+#[inline(never)]
 fn gone(number: usize) -> ! {
-    panic!("{}", nobody(number))
-}
-
-fn nobody(number: usize) -> String {
     let (place, serial) = (place_of(number), serial_of(number));
-    format!("number {serial} of place {place} has gone")
+    panic!("number {serial} of place {place} has gone")
 }
 
 #[cfg(test)]

@@ -328,7 +328,7 @@ fn a_tunnel_in_which_nothing_was_said_has_a_record() {
         near.worker.clock.advance(Duration::from_millis(300));
         let (downstream, _) = near.worker.downstreams.iter().next().unwrap();
         match ends {
-            "by a reset" => crate::os::abort_on_close(client.as_fd()),
+            "by a reset" => os::abort_on_close(client.as_fd()),
             "by the proxy" => near.worker.close_downstream(downstream),
             _ => {}
         }
