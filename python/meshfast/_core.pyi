@@ -57,7 +57,8 @@ class TlsClient:
     ) -> TlsClient:
         """Trust `roots`, expect the SPIFFE ID `server`, show `chain` with `key` unless it is empty.
 
-        DER; the key is PKCS #8. ValueError when they cannot be used or do not belong together.
+        DER; the key is PKCS #8. ValueError when they cannot be used or do not belong together, or
+        when no root is valid now.
         """
 
     @property
@@ -71,7 +72,8 @@ class TlsClient:
     def receive(self, data: bytes) -> bytes:
         """Take what the socket gave; return the plain bytes in it.
 
-        ConnectionError when TLS ends here; the alert for the server is among the next `records`.
+        ConnectionError when TLS ends here. A server that is refused, for another name too, finds an
+        alert among the next `records` and no end of the handshake.
         """
 
     def send(self, plain: bytes) -> None:

@@ -1,8 +1,10 @@
 """When a certificate is renewed, and which ones are taken."""
 
 import os
+import ssl
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -183,6 +185,36 @@ def test_a_certificate_for_another_key_is_refused(authority: Authority) -> None:
     leaf = authority.sign(certificate_request(generate_key(), PRINCIPAL), 100)
     with pytest.raises(IdentityError, match="cannot be used"):
         Identity("cluster.local", generate_key(), [leaf], [authority.root], 0, PRINCIPAL)
+
+
+def test_a_bundle_is_taken_while_a_root_of_it_is_valid(authority: Authority) -> None:
+    key, expired = generate_key(), Authority(life_s=-1)
+    leaf = authority.sign(certificate_request(key, PRINCIPAL), 100)
+    both = [expired.root, authority.root]
+    assert Identity("cluster.local", key, [leaf], both, 0, PRINCIPAL).bundle == tuple(both)
+    with pytest.raises(IdentityError, match="no root of the trust bundle is valid now"):
+        Identity("cluster.local", key, [leaf], [expired.root], 0, PRINCIPAL)
+
+
+def test_a_server_that_is_another_hears_why_and_sees_no_handshake_end(
+    authority: Authority, tmp_path: Path
+) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_text(authority.pem(PRINCIPAL))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    client = tls_client([authority.root], None, PRINCIPAL + "-of-another")
+    to_server.write(client.records())
+    with pytest.raises(ssl.SSLWantReadError):
+        server.do_handshake()
+    with pytest.raises(ConnectionError, match="not spiffe://.*-of-another"):
+        client.receive(to_client.read())
+    assert not client.is_open
+    to_server.write(client.records())
+    with pytest.raises(ssl.SSLError, match="(?i)alert certificate unknown"):
+        server.do_handshake()
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version":2}', b'{"version":1,"key":1}'])

@@ -171,7 +171,8 @@ class Stream:
             return self._tls.receive(data)
         except ConnectionError:
             with suppress(OSError):
-                self._socket.send(self._tls.records())  # the alert: why it ends
+                # The alert that says why, unless it is the server who has refused us.
+                self._socket.send(self._tls.records())
             raise
 
     def _on_timeout(self) -> None:

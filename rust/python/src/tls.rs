@@ -16,7 +16,7 @@ pub(crate) struct TlsClient(Mutex<Client>);
 impl TlsClient {
     /// Trust `roots`, expect the SPIFFE ID `server`, show `chain` with its `key` unless it is empty.
     ///
-    /// Raises ValueError when they cannot be used.
+    /// Raises ValueError when they cannot be used, or no root is valid now.
     #[new]
     fn new(
         roots: Vec<PyBackedBytes>,
@@ -44,7 +44,8 @@ impl TlsClient {
 
     /// Take what the socket gave; return the plain bytes in it.
     ///
-    /// Raises ConnectionError when TLS ends here; the alert is among the next `records`.
+    /// Raises ConnectionError when TLS ends here; the alert for a server that is refused is among the
+    /// next `records`.
     fn receive<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let plain = self.client().receive(data);
         let plain = plain.map_err(PyConnectionError::new_err)?;

@@ -29,10 +29,11 @@ def certificate_request(key: bytes, identity: str) -> bytes:
 class Authority:
     """A root and what it signs."""
 
-    def __init__(self) -> None:
+    def __init__(self, life_s: float = 3600) -> None:
+        """`life_s` is that of the root; below 0 it has expired."""
         self.key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test root")])
-        builder = _builder(name, name, self.key.public_key(), 3600)
+        builder = _builder(name, name, self.key.public_key(), life_s)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         builder = builder.add_extension(_usage(is_authority=True), True)
         self.certificate = builder.sign(self.key, hashes.SHA256())

@@ -3,24 +3,25 @@
 //! The agent has rustls mapped already, because its workers have; another TLS library would cost it
 //! 3 MB. It carries the bytes: records in, plain bytes out, and the other way round.
 //!
-//! What it refuses: any TLS version but 1.3, a chain that does not lead to the roots, a server that
-//! is not exactly the expected SPIFFE ID. Nothing is sealed before the server has been checked.
+//! What it refuses: any TLS version but 1.3, roots of which none is valid, a chain that does not lead
+//! to a root that is, a server that is not exactly the expected SPIFFE ID. All of it is checked within
+//! the handshake, so that who is refused gets an alert and never sees it end.
 //!
 //! Tests: at the end, `tests/agent/test_mesh.py`.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConnection, Error, RootCertStore};
+use rustls::{ClientConnection, Error};
 
-use crate::tls::identity::{client_configuration, provider, svid};
+use crate::tls::identity::{ChainVerifier, client_configuration, provider};
+use crate::tls::roots::{Refusal, Roots};
 
 /// See the module's text.
 pub struct Client {
     connection: ClientConnection,
-    /// Who the server must be.
-    server: String,
     is_open: bool,
     is_ended: bool,
 }
@@ -30,27 +31,24 @@ impl Client {
     /// there is one; `key` (PKCS #8) is that of the leaf. DER throughout.
     ///
     /// # Errors
-    /// When a root, the chain or the key cannot be used, or key and leaf do not belong together.
+    /// When a root, the chain or the key cannot be used, no root is valid now, or key and leaf do not
+    /// belong together.
     pub fn new(roots: &[&[u8]], chain: &[&[u8]], key: &[u8], server: &str) -> Result<Self, String> {
-        let mut trusted = RootCertStore::empty();
-        for root in roots {
-            let root = CertificateDer::from(root.to_vec());
-            trusted.add(root).map_err(|error| error.to_string())?;
-        }
-        let chain: Vec<_> = chain
-            .iter()
-            .map(|one| CertificateDer::from(one.to_vec()))
-            .collect();
-        let configuration =
-            client_configuration(&Arc::new(provider()), &Arc::new(trusted), &chain, key)
-                .map_err(|error| error.to_string())?;
+        let owned = |der: &&[u8]| CertificateDer::from(der.to_vec());
+        let trusted = Roots::new(roots.iter().map(owned))?;
+        trusted.check(UnixTime::now())?;
+        let chain: Vec<_> = chain.iter().map(owned).collect();
+        let provider = Arc::new(provider());
+        let verifier = ChainVerifier::new(&Arc::new(trusted), &provider);
+        let configuration = verifier
+            .and_then(|it| client_configuration(&provider, it.expecting(server), &chain, key))
+            .map_err(|error| error.to_string())?;
         let unnamed = ServerName::try_from("meshfast.invalid").expect("a constant DNS name");
         let mut connection = ClientConnection::new(Arc::new(configuration), unnamed)
             .map_err(|error| error.to_string())?;
         connection.set_buffer_limit(None);
         Ok(Self {
             connection,
-            server: server.to_owned(),
             is_open: false,
             is_ended: false,
         })
@@ -71,7 +69,8 @@ impl Client {
     /// Takes what the socket gave; returns the plain bytes in it.
     ///
     /// # Errors
-    /// A text for an operator. The alert for the server is among the next `records`.
+    /// A text for an operator. An alert for the server, where it has one to hear, is among the next
+    /// `records`.
     pub fn receive(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, String> {
         let mut plain = Vec::new();
         while !bytes.is_empty() && !self.is_ended {
@@ -83,9 +82,7 @@ impl Client {
                 .process_new_packets()
                 .map_err(|error| told(&error))?;
             self.is_ended = state.peer_has_closed();
-            if !self.is_open && !self.connection.is_handshaking() {
-                self.check_server()?;
-            }
+            self.is_open |= !self.connection.is_handshaking();
             let start = plain.len();
             plain.resize(start + state.plaintext_bytes_to_read(), 0);
             self.connection
@@ -115,20 +112,12 @@ impl Client {
         }
         records
     }
-
-    fn check_server(&mut self) -> Result<(), String> {
-        let chain = self.connection.peer_certificates();
-        let name = chain.and_then(|chain| svid(chain.first()?));
-        match name {
-            Some(peer) if peer.name == self.server => self.is_open = true,
-            Some(peer) => return Err(format!("the server is {}, not {}", peer.name, self.server)),
-            None => return Err(format!("the server is not {}", self.server)),
-        }
-        Ok(())
-    }
 }
 
 fn told(error: &Error) -> String {
+    if let Some(refusal) = Refusal::of(error) {
+        return refusal.to_string();
+    }
     match error {
         Error::InvalidCertificate(reason) => {
             format!("the certificate of the control plane is refused: {reason}")
@@ -223,13 +212,43 @@ mod tests {
         let refusal = meet(&mut near, &mut far, usize::MAX).unwrap_err();
         assert_eq!(refusal, format!("the server is {PAYMENT}, not {CONTROL}"));
         assert!(!near.is_open());
+        assert!(hears_why(&mut near, &mut far));
         let (mut near, mut far) = (client(&ours, CONTROL), server(&theirs, CONTROL));
         let refusal = meet(&mut near, &mut far, usize::MAX).unwrap_err();
         assert!(
             refusal.starts_with("the certificate of the control plane is refused: "),
             "{refusal}"
         );
-        assert!(!near.records().is_empty(), "the alert");
+        assert!(hears_why(&mut near, &mut far));
+    }
+
+    /// Whether the server hears by an alert that it is refused, before its handshake has ended.
+    fn hears_why(client: &mut Client, server: &mut ServerConnection) -> bool {
+        let records = client.records();
+        server.read_tls(&mut &records[..]).unwrap();
+        let heard = server.process_new_packets();
+        matches!(heard, Err(Error::AlertReceived(_))) && server.is_handshaking()
+    }
+
+    #[test]
+    fn refuses_a_server_below_a_root_that_is_not_valid_now() {
+        for (from, to) in [(2000, 2001), (2300, 2301)] {
+            let (ours, old) = (Authority::new(), Authority::lasting(from, to));
+            let refusal = Client::new(&[old.root()], &[], &[], CONTROL).err().unwrap();
+            assert!(
+                refusal.starts_with("no root of the trust bundle is valid now: "),
+                "{refusal}"
+            );
+            let bundle = [ours.root(), old.root()];
+            let new = || Client::new(&bundle, &[], &[], CONTROL).unwrap();
+            let (mut near, mut far) = (new(), server(&ours, CONTROL));
+            meet(&mut near, &mut far, usize::MAX).unwrap();
+            assert!(near.is_open());
+            let (mut near, mut far) = (new(), server(&old, CONTROL));
+            let refusal = meet(&mut near, &mut far, usize::MAX).unwrap_err();
+            assert_eq!(refusal, Refusal::RootNotValid.to_string());
+            assert!(!near.is_open() && hears_why(&mut near, &mut far));
+        }
     }
 
     #[test]

@@ -12,15 +12,18 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use meshfast_wire::frame::ALPN;
+
+use crate::tls::roots::{Refusal, Roots};
 
 /// The longest SPIFFE ID (SPIFFE-ID 2.3).
 const IDENTITY_BYTES_MAX: usize = 2_048;
@@ -50,7 +53,9 @@ pub(crate) struct Identity {
     /// The SPIFFE ID of this sidecar.
     pub(crate) name: String,
     trust_domain: String,
-    client: Arc<ClientConfig>,
+    /// Of connections to a server whom `servers` does not expect yet.
+    client: ClientConfig,
+    servers: ChainVerifier,
     server: Arc<ServerConfig>,
 }
 
@@ -66,12 +71,8 @@ impl Identity {
             return Err(format!("identity: version {} is not 1", handed.version));
         }
         let chain = certificates("chain", &handed.chain)?;
-        let mut roots = RootCertStore::empty();
-        for root in certificates("bundle", &handed.bundle)? {
-            roots
-                .add(root)
-                .map_err(|error| format!("identity: bundle: {error}"))?;
-        }
+        let roots = Roots::new(certificates("bundle", &handed.bundle)?)
+            .map_err(|error| format!("identity: bundle: {error}"))?;
         let key = decode("key", &handed.key)?;
         let name = chain
             .first()
@@ -86,18 +87,27 @@ impl Identity {
             .fill(&mut [0; 32])
             .map_err(|_| "identity: the system has no randomness")?;
         let roots = Arc::new(roots);
-        let (client, server) = configurations(&provider, &roots, &chain, &key)
-            .map_err(|error| format!("identity: {error}"))?;
+        let wrong = |error: Error| format!("identity: {error}");
+        let servers = ChainVerifier::new(&roots, &provider).map_err(wrong)?;
+        let mut client =
+            client_configuration(&provider, servers.clone(), &chain, &key).map_err(wrong)?;
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        let server = server_configuration(&provider, &roots, &chain, &key).map_err(wrong)?;
         Ok(Self {
             name,
             trust_domain: handed.trust_domain,
-            client: Arc::new(client),
+            client,
+            servers,
             server: Arc::new(server),
         })
     }
 
-    pub(crate) fn client(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.client)
+    /// For a connection to the server that is `expected`.
+    pub(crate) fn client(&self, expected: &str) -> Arc<ClientConfig> {
+        let mut client = self.client.clone();
+        let verifier = Arc::new(self.servers.expecting(expected));
+        client.dangerous().set_certificate_verifier(verifier);
+        Arc::new(client)
     }
 
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
@@ -129,18 +139,13 @@ pub(super) fn provider() -> CryptoProvider {
     provider
 }
 
-fn configurations(
+fn server_configuration(
     provider: &Arc<CryptoProvider>,
-    roots: &Arc<RootCertStore>,
+    roots: &Arc<Roots>,
     chain: &[CertificateDer<'static>],
     key: &[u8],
-) -> Result<(ClientConfig, ServerConfig), Error> {
-    let mut client = client_configuration(provider, roots, chain, key)?;
-    client.alpn_protocols = vec![ALPN.to_vec()];
-    let callers =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-            .build()
-            .map_err(unusable)?;
+) -> Result<ServerConfig, Error> {
+    let callers = Arc::new(CallerVerifier::new(roots, provider)?);
     let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(callers)
@@ -148,28 +153,20 @@ fn configurations(
     server.alpn_protocols = vec![ALPN.to_vec()];
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    Ok((client, server))
+    Ok(server)
 }
 
-/// A client's: TLS 1.3, a SPIFFE ID below the roots at the other end; an empty chain shows none.
+/// A client's: TLS 1.3, whom `verifier` expects at the other end; an empty chain shows none.
 pub(super) fn client_configuration(
     provider: &Arc<CryptoProvider>,
-    roots: &Arc<RootCertStore>,
+    verifier: ChainVerifier,
     chain: &[CertificateDer<'static>],
     key: &[u8],
 ) -> Result<ClientConfig, Error> {
-    let inner =
-        WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-            .build()
-            .map_err(unusable)?;
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ChainVerifier {
-            roots: Arc::clone(roots),
-            algorithms: provider.signature_verification_algorithms,
-            inner,
-        }));
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut client = if chain.is_empty() {
         builder.with_no_client_auth()
     } else {
@@ -188,13 +185,37 @@ fn unusable(error: rustls::server::VerifierBuilderError) -> Error {
     Error::General(error.to_string())
 }
 
-/// Verifies a server's chain without a host name: who it must be is a SPIFFE ID, which is compared
-/// when the handshake is done, before any byte is sent (`Session`).
-#[derive(Debug)]
-struct ChainVerifier {
-    roots: Arc<RootCertStore>,
+/// Verifies a server's chain without a host name: who it must be is a SPIFFE ID. A server that is
+/// another is told so by an alert, and sees no handshake end.
+#[derive(Clone, Debug)]
+pub(super) struct ChainVerifier {
+    roots: Arc<Roots>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// Of signatures.
     inner: Arc<WebPkiServerVerifier>,
+    expected: String,
+}
+
+impl ChainVerifier {
+    /// Expects nobody, so it refuses every server.
+    pub(super) fn new(roots: &Arc<Roots>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        let anchors = Arc::clone(roots.all());
+        let inner = WebPkiServerVerifier::builder_with_provider(anchors, Arc::clone(provider));
+        Ok(Self {
+            roots: Arc::clone(roots),
+            algorithms: provider.signature_verification_algorithms,
+            inner: inner.build().map_err(unusable)?,
+            expected: String::new(),
+        })
+    }
+
+    /// The same for a server with this SPIFFE ID.
+    pub(super) fn expecting(&self, server: &str) -> Self {
+        Self {
+            expected: server.to_owned(),
+            ..self.clone()
+        }
+    }
 }
 
 impl ServerCertVerifier for ChainVerifier {
@@ -207,17 +228,100 @@ impl ServerCertVerifier for ChainVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        self.roots.verify(now, |roots| {
+            rustls::client::verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                roots,
+                intermediates,
+                now,
+                self.algorithms.all,
+            )
+        })?;
         match svid(leaf) {
-            Some(_) => Ok(ServerCertVerified::assertion()),
+            Some(peer) if peer.name == self.expected => Ok(ServerCertVerified::assertion()),
+            Some(peer) => Err(Refusal::AnotherServer {
+                is: peer.name,
+                expected: self.expected.clone(),
+            }
+            .into()),
             None => Err(CertificateError::NotValidForName.into()),
         }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Verifies a caller's chain. Who it is decides nothing here.
+#[derive(Debug)]
+struct CallerVerifier {
+    roots: Arc<Roots>,
+    provider: Arc<CryptoProvider>,
+    /// Of all roots.
+    inner: Arc<dyn ClientCertVerifier>,
+}
+
+impl CallerVerifier {
+    fn new(roots: &Arc<Roots>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        Ok(Self {
+            roots: Arc::clone(roots),
+            provider: Arc::clone(provider),
+            inner: callers_below(roots.all(), provider)?,
+        })
+    }
+}
+
+fn callers_below(
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+        .build()
+        .map_err(unusable)
+}
+
+impl ClientCertVerifier for CallerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.roots.verify(now, |roots| {
+            let verifier = if Arc::ptr_eq(roots, self.roots.all()) {
+                Arc::clone(&self.inner)
+            } else {
+                callers_below(roots, &self.provider)?
+            };
+            let verified = verifier.verify_client_cert(leaf, intermediates, now);
+            verified.map(|_| ())
+        })?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -314,7 +418,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use rcgen::{
-        BasicConstraints, Certificate, CertificateParams, DistinguishedName,
+        BasicConstraints, Certificate, CertificateParams, DistinguishedName as Subject,
         ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
     };
 
@@ -327,10 +431,23 @@ pub(crate) mod tests {
 
     impl Authority {
         pub(crate) fn new() -> Self {
+            Self::with(|_| {})
+        }
+
+        /// One whose root is valid from the start of one year to that of another.
+        pub(crate) fn lasting(from: i32, to: i32) -> Self {
+            Self::with(|params| {
+                params.not_before = rcgen::date_time_ymd(from, 1, 1);
+                params.not_after = rcgen::date_time_ymd(to, 1, 1);
+            })
+        }
+
+        fn with(change: impl FnOnce(&mut CertificateParams)) -> Self {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            change(&mut params);
             let root = params.self_signed(&key).unwrap();
             Self { key, params, root }
         }
@@ -347,7 +464,7 @@ pub(crate) mod tests {
         ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name = Subject::new();
             params.subject_alt_names = names
                 .iter()
                 .map(|name| SanType::URI((*name).try_into().unwrap()))
@@ -369,13 +486,24 @@ pub(crate) mod tests {
             names: &[&str],
             change: impl FnOnce(&mut CertificateParams),
         ) -> String {
+            self.hand_over_with(&[self.root()], names, change)
+        }
+
+        /// The same with this trust bundle.
+        pub(crate) fn hand_over_with(
+            &self,
+            bundle: &[&[u8]],
+            names: &[&str],
+            change: impl FnOnce(&mut CertificateParams),
+        ) -> String {
             let (leaf, key) = self.issue(names, change);
+            let bundle: Vec<String> = bundle.iter().map(|it| STANDARD.encode(it)).collect();
             format!(
                 r#"{{"version":1,"trust_domain":"cluster.local","chain":["{}"],"key":"{}",
                 "bundle":["{}"]}}"#,
                 STANDARD.encode(leaf),
                 STANDARD.encode(key.secret_der()),
-                STANDARD.encode(self.root.der()),
+                bundle.join("\",\""),
             )
         }
 

@@ -13,6 +13,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use meshfast_wire::frame::ALPN;
 
 use crate::buffer::Input;
+use crate::tls::roots::Refusal;
 use crate::tls::{Identity, Peer};
 
 /// Plain bytes that rustls may hold while the socket is full; more stays in the session's output.
@@ -26,8 +27,6 @@ pub(crate) struct TlsFailure(pub(crate) &'static str);
 pub(crate) struct Tls {
     connection: Connection,
     identity: Rc<Identity>,
-    /// Who the peer must be; `None` takes anybody of the trust domain.
-    expected: Option<String>,
     /// Who the peer is, once it has been checked.
     peer: Option<Peer>,
     /// Why it ended, when it did.
@@ -38,28 +37,23 @@ impl Tls {
     /// Of a connection we dialled: the peer must be `expected`.
     pub(crate) fn client(identity: &Rc<Identity>, expected: &str) -> Result<Self, TlsFailure> {
         let unnamed = ServerName::try_from("meshfast.invalid").expect("a constant DNS name");
-        let connection = ClientConnection::new(identity.client(), unnamed)
+        let connection = ClientConnection::new(identity.client(expected), unnamed)
             .map_err(|_| TlsFailure("tls.configuration"))?;
-        Ok(Self::new(
-            connection.into(),
-            identity,
-            Some(expected.to_owned()),
-        ))
+        Ok(Self::new(connection.into(), identity))
     }
 
     /// Of a connection we accepted.
     pub(crate) fn server(identity: &Rc<Identity>) -> Result<Self, TlsFailure> {
         let connection = ServerConnection::new(identity.server())
             .map_err(|_| TlsFailure("tls.configuration"))?;
-        Ok(Self::new(connection.into(), identity, None))
+        Ok(Self::new(connection.into(), identity))
     }
 
-    fn new(mut connection: Connection, identity: &Rc<Identity>, expected: Option<String>) -> Self {
+    fn new(mut connection: Connection, identity: &Rc<Identity>) -> Self {
         connection.set_buffer_limit(Some(SEND_QUEUE_BYTES));
         Self {
             connection,
             identity: Rc::clone(identity),
-            expected,
             peer: None,
             failure: None,
         }
@@ -109,6 +103,7 @@ impl Tls {
         Ok(())
     }
 
+    /// What the handshake has not checked: that it is `meshfast/1`, and whose trust domain it is.
     fn check_peer(&mut self) -> Result<(), TlsFailure> {
         if self.connection.alpn_protocol() != Some(ALPN) {
             return Err(TlsFailure("tls.alpn"));
@@ -117,13 +112,6 @@ impl Tls {
             .identity
             .of_peer(self.connection.peer_certificates())
             .ok_or(TlsFailure("tls.peer_identity"))?;
-        if self
-            .expected
-            .as_ref()
-            .is_some_and(|expected| *expected != peer.name)
-        {
-            return Err(TlsFailure("tls.peer_is_another"));
-        }
         self.peer = Some(peer);
         Ok(())
     }
@@ -155,6 +143,11 @@ impl Tls {
 /// A label an operator can look for; certificates are what goes wrong in practice.
 fn label_of(error: &rustls::Error) -> TlsFailure {
     use rustls::{CertificateError, Error};
+    match Refusal::of(error) {
+        Some(Refusal::AnotherServer { .. }) => return TlsFailure("tls.peer_is_another"),
+        Some(Refusal::RootNotValid) => return TlsFailure("tls.root_not_valid"),
+        None => {}
+    }
     TlsFailure(match error {
         Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
@@ -189,6 +182,15 @@ mod tests {
         input: Input,
     }
 
+    impl End {
+        fn new(tls: Tls) -> Self {
+            Self {
+                tls,
+                input: Input::default(),
+            }
+        }
+    }
+
     /// Carries records from one end to the other in pieces of `step` bytes.
     fn carry(from: &mut End, to: &mut End, step: usize) -> Result<bool, TlsFailure> {
         let mut records = Vec::new();
@@ -216,16 +218,8 @@ mod tests {
         server: &Rc<Identity>,
         step: usize,
     ) -> Result<(End, End), TlsFailure> {
-        let tls = Tls::client(client, expected)?;
-        let mut near = End {
-            tls,
-            input: Input::default(),
-        };
-        let tls = Tls::server(server)?;
-        let mut far = End {
-            tls,
-            input: Input::default(),
-        };
+        let mut near = End::new(Tls::client(client, expected)?);
+        let mut far = End::new(Tls::server(server)?);
         assert_eq!(
             near.tls.seal(b"early"),
             0,
@@ -255,6 +249,44 @@ mod tests {
         let (order, payment) = (authority.identity(ORDER), authority.identity(PAYMENT));
         let refusal = meet(&order, ORDER, &payment, usize::MAX).unwrap_err();
         assert_eq!(refusal, TlsFailure("tls.peer_is_another"));
+    }
+
+    #[test]
+    fn another_than_the_called_service_is_told_so_and_sees_no_handshake_end() {
+        let authority = Authority::new();
+        let (order, payment) = (authority.identity(ORDER), authority.identity(PAYMENT));
+        let mut near = End::new(Tls::client(&order, ORDER).unwrap());
+        let mut far = End::new(Tls::server(&payment).unwrap());
+        carry(&mut near, &mut far, usize::MAX).unwrap();
+        carry(&mut far, &mut near, usize::MAX).unwrap_err();
+        let refusal = carry(&mut near, &mut far, usize::MAX).unwrap_err();
+        assert_eq!(refusal, TlsFailure("tls.alert_received"));
+        assert!(far.tls.peer().is_none());
+    }
+
+    #[test]
+    fn refuses_a_peer_below_a_root_that_is_not_valid_now() {
+        for (from, to) in [(2000, 2001), (2300, 2301)] {
+            let (ours, theirs) = (Authority::new(), Authority::lasting(from, to));
+            // Either trusts both roots, as while one follows the other.
+            let both = [ours.root(), theirs.root()];
+            let trusting = |authority: &Authority, name| {
+                let handed = authority.hand_over_with(&both, &[name], |_| {});
+                Rc::new(Identity::read(handed.as_bytes()).unwrap())
+            };
+            let (order, payment) = (trusting(&ours, ORDER), trusting(&ours, PAYMENT));
+            meet(&order, PAYMENT, &payment, usize::MAX).unwrap();
+            let old = trusting(&theirs, PAYMENT);
+            let called = meet(&order, PAYMENT, &old, usize::MAX).unwrap_err();
+            assert_eq!(called, TlsFailure("tls.root_not_valid"), "{from}");
+            let caller = meet(&old, PAYMENT, &payment, usize::MAX).unwrap_err();
+            assert_eq!(caller, TlsFailure("tls.root_not_valid"), "{from}");
+            // Who trusts no other takes nobody, and lives on.
+            let handed = theirs.hand_over(&[ORDER], |_| {});
+            let alone = Rc::new(Identity::read(handed.as_bytes()).unwrap());
+            let refusal = meet(&alone, PAYMENT, &old, usize::MAX).unwrap_err();
+            assert_eq!(refusal, TlsFailure("tls.root_not_valid"), "{from}");
+        }
     }
 
     #[test]
