@@ -63,6 +63,7 @@ __all__ = [
     "ResourceChange",
     "ResourceView",
     "RevokedIdentity",
+    "Revocation",
     "ServiceView",
     "TokenView",
     "WorkloadView",
@@ -167,6 +168,15 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
 
     `revision` is another one when a workload comes, goes, or comes back with other labels.
     """
+
+class Revocation(RevokedIdentity, frozen=True, kw_only=True):
+    """What a revocation leaves: certificates that others take until then, in seconds since 1970.
+
+    Sidecars do not ask who is revoked. `None`: no certificate of the identity is valid any more.
+    """
+
+    certified_until_s: int | None
+
 
     name: str
     namespace: str
@@ -310,11 +320,20 @@ class Operations:
         if not await asyncio.to_thread(self._issuance.tokens.revoke, id):
             raise NotFoundError(f"there is no token {id!r}")
 
-    async def revoke_identity(self, namespace: str, service_account: str) -> None:
-        """End an identity: no certificate, no configuration, nobody is sent to it any more."""
+    async def revoke_identity(self, namespace: str, service_account: str) -> Revocation:
+        """End an identity: no certificate, no configuration, nobody is sent to it any more.
+
+        Its calls to others are taken until its last certificate ends, which the answer says.
+        """
         _check_labels(namespace=namespace, service_account=service_account)
         put = Put(revoked_key(namespace, service_account), b"{}")
         await asyncio.to_thread(self._store.transact, Transaction((put,)))
+        until_s = await asyncio.to_thread(
+            self._issuance.certified_until_s, namespace, service_account
+        )
+        return Revocation(
+            namespace=namespace, service_account=service_account, certified_until_s=until_s
+        )
 
     async def restore_identity(self, namespace: str, service_account: str) -> None:
         """Take a revocation back. Raises `NotFoundError`."""
