@@ -157,6 +157,8 @@ def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
         wait_until(synced, "the sidecar is registered and holds what it should")
         row = operator.run("status").splitlines()[3]
         assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
+        said = operator.run("service", "forget", "payment", code=1)
+        assert said.startswith("workloads are registered for default/payment (stop its workloads ")
         (used,) = json.loads(operator.run("token", "list", "-o", "json"))
         assert used["uses"] == 1
     finally:
