@@ -7,7 +7,8 @@ Does not do: authenticate, authorise, parse HTTP.
 
 Invariants:
 1. A text is applied whole or not at all: one transaction, which fails when any of the resources, or
-   any other resource, was changed since it was looked at; then it is looked at again.
+   any other resource, or a service that was expected, was changed since it was looked at; then all
+   of it is looked at again.
 2. What is refused never becomes a revision; nor does what would not be read back as it was written.
 3. A stored resource that this release cannot read is in nobody's way: it is listed, and can be
    replaced and deleted.
@@ -18,7 +19,6 @@ Tests: tests/control/server/test_operations.py.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal
@@ -27,6 +27,7 @@ import msgspec
 
 from meshfast.control.ca import CertificateAuthority, Claim, Issuance, TokenRecord
 from meshfast.control.ca.issuance import revoked_key
+from meshfast.control.population import Population, revisions_of
 from meshfast.control.push import (
     Mesh,
     Pusher,
@@ -46,7 +47,7 @@ from meshfast.control.store import (
     Transaction,
     scan_all,
 )
-from meshfast.control.translate import MeshService, check, mesh_services, orphans
+from meshfast.control.translate import check, orphans
 from meshfast.discovery import JoinToken
 from meshfast.errors import ConfigError, MeshfastError, Problem
 from meshfast.resources import Loaded, Reading, load_bytes, read_bytes
@@ -62,6 +63,7 @@ __all__ = [
     "Operations",
     "ResourceChange",
     "ResourceView",
+    "Revocation",
     "RevokedIdentity",
     "ServiceView",
     "TokenView",
@@ -75,6 +77,11 @@ SERVICE: Final = "Service"
 #: Somebody else wrote at the same moment; each repetition saw one succeed.
 TRIES_MAX: Final = 20
 TOKEN_TTL_S: Final = 24 * 3600
+#: The times are the registry's: grace, and adoption with its spread.
+STOP_HINT: Final = (
+    "stop its workloads first, `meshfast status -o json` names them; one that has crashed is gone "
+    "10 s after its connection ended, or some 2 minutes after a start of the control plane"
+)
 
 Action = Literal["configured", "created", "deleted", "unchanged"]
 
@@ -162,6 +169,15 @@ class RevokedIdentity(msgspec.Struct, frozen=True, kw_only=True):
     service_account: str
 
 
+class Revocation(RevokedIdentity, frozen=True, kw_only=True):
+    """What a revocation leaves: certificates that others take until then, in seconds since 1970.
+
+    Sidecars do not ask who is revoked. `None`: no certificate of the identity is valid any more.
+    """
+
+    certified_until_s: int | None
+
+
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     """A service that workloads are registered for, or have been.
 
@@ -240,13 +256,7 @@ class Operations:
         or others were always faster.
         """
         reading = await asyncio.to_thread(_read, texts)
-        services = mesh_services(self._mesh.workloads(), self._mesh.services())
-        revisions = _service_revisions(self._mesh.workloads())
-        for one in expected:
-            if one.kind == SERVICE and one.revision != revisions.get((one.namespace, one.name), ""):
-                raise ChangedError(f"the workloads of {one.namespace}/{one.name} were others")
-        expected = [one for one in expected if one.kind != SERVICE]
-        return await asyncio.to_thread(self._apply, reading, services, dry_run, expected)
+        return await asyncio.to_thread(self._apply, reading, dry_run, expected)
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, dry_run: bool = False
@@ -310,11 +320,20 @@ class Operations:
         if not await asyncio.to_thread(self._issuance.tokens.revoke, id):
             raise NotFoundError(f"there is no token {id!r}")
 
-    async def revoke_identity(self, namespace: str, service_account: str) -> None:
-        """End an identity: no certificate, no configuration, nobody is sent to it any more."""
+    async def revoke_identity(self, namespace: str, service_account: str) -> Revocation:
+        """End an identity: no certificate, no configuration, nobody is sent to it any more.
+
+        Its calls to others are taken until its last certificate ends, which the answer says.
+        """
         _check_labels(namespace=namespace, service_account=service_account)
         put = Put(revoked_key(namespace, service_account), b"{}")
         await asyncio.to_thread(self._store.transact, Transaction((put,)))
+        until_s = await asyncio.to_thread(
+            self._issuance.certified_until_s, namespace, service_account
+        )
+        return Revocation(
+            namespace=namespace, service_account=service_account, certified_until_s=until_s
+        )
 
     async def restore_identity(self, namespace: str, service_account: str) -> None:
         """Take a revocation back. Raises `NotFoundError`."""
@@ -336,7 +355,7 @@ class Operations:
 
     async def services(self) -> Sequence[ServiceView]:
         """Show the services of the mesh, as sidecars are brought to see them."""
-        revisions = _service_revisions(self._mesh.workloads())
+        revisions = revisions_of(self._mesh.workloads())
         return [
             ServiceView(
                 name=service.name,
@@ -380,7 +399,6 @@ class Operations:
     def _apply(
         self,
         reading: Reading,
-        services: Mapping[str, MeshService],
         dry_run: bool,
         expected: Sequence[Expected],
     ) -> Applied:
@@ -388,14 +406,15 @@ class Operations:
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
             stored = {entry.key: entry for entry in self._entries()}
-            _check_expected(expected, stored)
+            population = Population.read(self._store)
+            _check_expected(expected, stored, population)
             keys = [_key(item) for item in new]
             others = _readable(entry for key, entry in stored.items() if key not in keys)
             replaced = _readable(entry for key, entry in stored.items() if key in keys)
             warnings = check(
                 new,
                 others,
-                services,
+                population.services(),
                 self._build,
                 replaced=replaced,
                 refused=reading.problems,
@@ -407,13 +426,17 @@ class Operations:
                 changes.append(_change(before, value))
                 if before is None or before.value != value:
                     puts.append(Put(key, value))
-            conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
             revision = self._store.revision()
             if puts and not dry_run:
+                writes = (*puts, Put(GUARD_KEY, b""))
+                conditions = [
+                    Condition(GUARD_KEY, None if guard is None else guard.modified),
+                    *_conditions(expected, population),
+                ]
+                # Of a service of a thousand, those that do not fit were compared just now.
+                room = max(1, self._store.limits.operations_max - len(writes))
                 try:
-                    revision = self._store.transact(
-                        Transaction((*puts, Put(GUARD_KEY, b"")), conditions)
-                    )
+                    revision = self._store.transact(Transaction(writes, tuple(conditions[:room])))
                 except ConflictError:
                     continue
             return Applied(
@@ -457,7 +480,9 @@ class Operations:
             workloads = self._entries(f"{WORKLOADS_PREFIX}{namespace}/")
             records = (msgspec.json.decode(one.value, type=WorkloadRecord) for one in workloads)
             if any(record.service == name for record in records):
-                raise ConfigError(f"workloads are registered for {namespace}/{name}")
+                message = f"workloads are registered for {namespace}/{name}"
+                raise ConfigError([Problem(message, hint=STOP_HINT)])
+            # Whoever comes from here on writes the service.
             condition = Condition(key, entry.modified)
             try:
                 self._store.transact(Transaction((Delete(key),), (condition,)))
@@ -520,23 +545,28 @@ def _encoded(new: Sequence[Loaded]) -> Sequence[bytes]:
     return values
 
 
-def _check_expected(expected: Sequence[Expected], stored: Mapping[str, Entry]) -> None:
+def _check_expected(
+    expected: Sequence[Expected], stored: Mapping[str, Entry], population: Population
+) -> None:
     for one in expected:
+        if one.kind == SERVICE:
+            if one.revision != population.revision(one.namespace, one.name):
+                raise ChangedError(f"the workloads of {one.namespace}/{one.name} were others")
+            continue
         found = stored.get(resource_key(one.kind, one.namespace, one.name))
         if one.revision != ("" if found is None else str(found.modified)):
             raise ChangedError(f"{one.kind} {one.namespace}/{one.name} was changed meanwhile")
 
 
-def _service_revisions(workloads: Iterable[WorkloadRecord]) -> dict[tuple[str, str], str]:
-    """Give the revision of each service, by namespace and name: a hash of who is there."""
-    found: dict[tuple[str, str], list[tuple[str, str, list[tuple[str, str]]]]] = {}
-    for one in workloads:
-        who = (one.identity, one.instance, sorted(one.labels.items()))
-        found.setdefault((one.namespace, one.service), []).append(who)
-    return {
-        key: hashlib.sha256(msgspec.json.encode(sorted(who))).hexdigest()[:16]
-        for key, who in found.items()
-    }
+def _conditions(expected: Sequence[Expected], population: Population) -> Sequence[Condition]:
+    """Give what expected services hold by, each key once; resources hold by the guard."""
+    found = [
+        condition
+        for one in expected
+        if one.kind == SERVICE
+        for condition in population.conditions(one.namespace, one.name)
+    ]
+    return list({condition.key: condition for condition in found}.values())
 
 
 def _check_unused(entry: Entry, all: Sequence[Entry]) -> None:

@@ -36,6 +36,7 @@ from meshfast.control.operations import (
     NotFoundError,
     Operations,
     ResourceView,
+    Revocation,
     RevokedIdentity,
     ServiceView,
     TokenView,
@@ -148,8 +149,8 @@ async def _list_revoked(asked: _Asked) -> Sequence[RevokedIdentity]:
     return await asked.operations.list_revoked()
 
 
-async def _revoke_identity(asked: _Asked) -> None:
-    await asked.operations.revoke_identity(**asked.path)
+async def _revoke_identity(asked: _Asked) -> Revocation:
+    return await asked.operations.revoke_identity(**asked.path)
 
 
 async def _restore_identity(asked: _Asked) -> None:
@@ -199,7 +200,7 @@ _TABLE: Final = (
     _Row("DELETE", "/v1/services/{namespace}/{name}", "Give a name free that nobody serves",
          _forget_service, None),
     _Row("GET", "/v1/revoked", "List revoked identities", _list_revoked, list[RevokedIdentity]),
-    _Row("PUT", _REVOKED, "Revoke an identity", _revoke_identity, None),
+    _Row("PUT", _REVOKED, "Revoke an identity", _revoke_identity, Revocation),
     _Row("DELETE", _REVOKED, "Take a revocation back", _restore_identity, None),
     _Row("GET", "/v1/status", "Show the mesh", _status, Status),
 )  # fmt: skip

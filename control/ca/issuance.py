@@ -220,6 +220,20 @@ class Issuance:
         key = revoked_key(identity.namespace, identity.service_account)
         return self._store.read(key) is not None
 
+    def certified_until_s(self, namespace: str, service_account: str) -> int | None:
+        """Say when the last certificate of an identity ends; `None` when none is valid now.
+
+        After a revocation there will be no later one.
+        """
+        identity = SpiffeId(self._authority.trust_domain, namespace, service_account)
+        ends = (
+            issued.not_after_s
+            for entry in scan_all(self._store, ISSUED_PREFIX)
+            for issued in [msgspec.json.decode(entry.value, type=IssuedRecord)]
+            if issued.identity == str(identity) and issued.not_after_s > self._clock_s()
+        )
+        return max(ends, default=None)
+
     def forget_expired(self) -> int:
         """Remove the records of what cannot be renewed any more; say how many."""
         now_s = self._clock_s()

@@ -10,12 +10,15 @@ leases are held for them; those that have not come back by then go one by one, n
 Does not do: authenticate (push does), watch, or look into what is registered.
 
 Invariants:
-1. A key is of one identity, which has its share of endpoints and no more: sidecars have room for so
-   many in all.
+1. A key is of one identity, which has its share of endpoints and no more, those that are being
+   written included: sidecars have room for so many in all.
 2. A key belongs to the stream that registered it last; what an older stream says is ignored.
 3. The same registration again writes nothing.
-4. A workload is never in the store without its service.
+4. A workload that serves a port is never in the store without its service. Whatever puts one that
+   was not there writes the service, too, though it stays as it is: so a condition on the service
+   fails for who has looked for its workloads before (operations.py, population.py).
 5. Whoever waited for its turn looks again whether it still is the one that may write.
+6. Registering costs the same among few workloads and among many.
 
 Tests: tests/control/registry/test_registry.py.
 """
@@ -28,9 +31,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
+from meshfast.control.registry.roll import Roll
 from meshfast.control.registry.workload import (
     WORKLOADS_PREFIX,
     ServiceRecord,
@@ -97,6 +102,9 @@ class Registry:
         self._adoption_spread_ms = adoption_spread_ms
         self._clock_ms = clock_ms
         self._held: dict[str, _Held] = {}
+        self._roll = Roll()
+        #: By service; there while somebody writes or waits.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def keep_alive_ms(self) -> int:
@@ -109,9 +117,9 @@ class Registry:
         first_ms = self._clock_ms() + self._adoption_ms
         for at, entry in enumerate(entries):
             until_ms = first_ms + self._adoption_spread_ms * at // len(entries)
-            self._held[entry.key] = _Held(
-                entry.key, entry.lease, record=decode(entry), until_ms=until_ms
-            )
+            held = _Held(entry.key, entry.lease, record=decode(entry), until_ms=until_ms)
+            self._held[entry.key] = held
+            self._count(held)
         self.keep_alive()
         return len(entries)
 
@@ -125,10 +133,13 @@ class Registry:
                     continue  # it was let go of while this waited
                 self._check_share(held, record)
                 held.coming = record
+                self._count(held)
                 try:
-                    await asyncio.to_thread(self._write, held, record)
+                    await self._write_in_turn(held, record)
+                    held.record = record
                 finally:
                     held.coming = None
+                    self._count(held)
                 held.stream = stream
                 return
 
@@ -140,7 +151,7 @@ class Registry:
         async with held.turn:
             is_current = self._held.get(record.key) is held and held.stream is stream
             if is_current and held.record == record:
-                await asyncio.to_thread(self._write, held, record)
+                await self._write_in_turn(held, record)
 
     async def deregister(self, stream: object, key: str) -> None:
         """Remove a workload at once, unless another stream has taken it over."""
@@ -150,7 +161,7 @@ class Registry:
         async with held.turn:
             if self._held.get(key) is held and held.stream is stream:
                 await asyncio.to_thread(self._delete, key)
-                del self._held[key]
+                self._let_go(held)
 
     def release(self, stream: object) -> None:
         """The stream has ended: what it registered stays for the grace period."""
@@ -170,10 +181,10 @@ class Registry:
             if held.turn.locked():
                 continue  # being written, which gives it its time
             if held.stream is None and now_ms >= held.until_ms:
-                del self._held[held.key]
+                self._let_go(held)
             elif not self._keep_alive(held):
                 if held.stream is None or held.record is None:
-                    del self._held[held.key]
+                    self._let_go(held)
                 else:
                     lost.append((held.stream, held.record))
         return lost
@@ -185,62 +196,89 @@ class Registry:
             return False
         return True
 
+    def _count(self, held: _Held) -> None:
+        """Have the roll count a key as what it is, or is to be."""
+        current = held.coming or held.record
+        if current is None:
+            self._roll.leave(held.key)
+        else:
+            self._roll.enter(held.key, current, held.record)
+
+    def _let_go(self, held: _Held) -> None:
+        del self._held[held.key]
+        self._roll.leave(held.key)
+
     def _check_share(self, mine: _Held, record: WorkloadRecord) -> None:
         if mine.record is not None and len(record.ports) <= len(mine.record.ports):
             return
-        taken = sum(
-            len(held.record.ports)
-            for held in self._held.values()
-            if held is not mine
-            and held.record is not None
-            and held.record.identity == record.identity
-        )
+        taken = self._roll.endpoints(record.identity, besides=mine.key)
         if taken + len(record.ports) > ENDPOINTS_MAX:
             raise ShareError(f"{record.identity} has {taken} endpoints, {ENDPOINTS_MAX} at most")
+
+    async def _write_in_turn(self, held: _Held, record: WorkloadRecord) -> None:
+        """Write, one after the other for each service: all who come write its entry.
+
+        Two at once would conflict; of thousands, most would try again and again.
+        """
+        turn = self._turns.setdefault(record.service_key, asyncio.Lock())
+        async with turn:
+            await asyncio.to_thread(self._write, held, record)
 
     def _write(self, held: _Held, record: WorkloadRecord) -> None:
         """Put the record under a living lease, and its service, until both are there.
 
-        Looking once more after the last write finds a workload that came while it was made and had
-        nothing to write itself.
+        What is there under a living lease as this registry knows it, came with its service, and
+        everybody since has counted it: the service is not looked at. Otherwise, looking once more
+        after the last write finds a workload that came while it was made and had nothing to write
+        itself.
         """
+        is_known = held.record == record
         while True:
             entry = self._store.read(held.key)
             if entry is not None:
                 held.lease = entry.lease
             alive = self._keep_alive(held)
-            puts, conditions = self._service(held, record)
-            if not puts and entry is not None and alive and decode(entry) == record:
-                held.record = record
+            before = None if entry is None else decode(entry)
+            is_there = alive and before == record
+            if is_there and is_known:
+                return
+            puts, conditions = self._service(held, record, before)
+            if is_there and not puts:
                 return
             lease = held.lease if alive else self._store.grant(self._grace_ms)
             puts.append(Put(held.key, msgspec.json.encode(record), lease))
             conditions.append(Condition(held.key, None if entry is None else entry.modified))
+            is_known = False
             # It may expire, or its service be written, at this very moment.
             with suppress(ConflictError, LeaseGoneError):
                 self._store.transact(Transaction(tuple(puts), tuple(conditions)))
                 held.lease = lease
 
     def _service(
-        self, held: _Held, record: WorkloadRecord
+        self, held: _Held, record: WorkloadRecord, before: WorkloadRecord | None
     ) -> tuple[list[Put | Delete], list[Condition]]:
         """Give what has to be written for the service of a workload, and what must still hold.
 
         The entry is read before the other workloads are looked at, those that are being written
-        among them: what comes later finds what is written for this one, and adds to it.
+        among them: what comes later finds what is written for this one, and adds to it. For a
+        workload that was not there `before`, or was of another service, the entry is written again
+        as it is. Whoever has not seen the workload and relies on that fails then.
         """
         key = record.service_key
         entry = self._store.read(key)
-        others = (one.coming or one.record for one in list(self._held.values()) if one is not held)
-        of_service = [one for one in others if one is not None and one.service_key == key]
-        # The last one that goes leaves the service as it was with it.
-        last = (held.record,) if held.record is not None else ()
-        after = ServiceRecord.of([*of_service, record]) or ServiceRecord.of(last)
-        puts: list[Put | Delete] = []
+        after = self._roll.service(key)
+        if after is None and held.record is not None and held.record.service_key == key:
+            after = ServiceRecord.of([held.record])  # the last one leaves it as it was with it
         if after is not None:
             value = msgspec.json.encode(after)
-            if entry is None or entry.value != value:
-                puts.append(Put(key, value))
+        elif entry is not None:
+            value = entry.value
+        else:
+            return [], [Condition(key, None)]
+        comes = before is None or before.service_key != key
+        puts: list[Put | Delete] = []
+        if comes or entry is None or entry.value != value:
+            puts.append(Put(key, value))
         return puts, [Condition(key, None if entry is None else entry.modified)]
 
     def _delete(self, key: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from meshfast.discovery import JoinToken
+from tests.control.server.sidecar import join
 from tests.mesh.harness import Sidecar, wait_until
 from tests.mesh.operating import Operator
 
@@ -105,11 +106,28 @@ spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
 
 
 def test_an_identity_is_revoked_and_restored(operator: Operator) -> None:
-    assert operator.run("identity", "revoke", "payment") == "identity default/payment revoked\n"
+    said = operator.run("identity", "revoke", "payment")
+    assert said == ("identity default/payment revoked\nno certificate of it is valid any more\n")
     listed = "NAMESPACE  SERVICE ACCOUNT\ndefault    payment\n"
     wait_until(lambda: operator.run("identity", "list") == listed, "it is listed")
     assert operator.run("identity", "restore", "payment") == "identity default/payment restored\n"
     wait_until(lambda: "payment" not in operator.run("identity", "list"), "it is not listed")
+
+
+def test_revoking_says_what_is_left_of_an_identity_and_what_to_do(operator: Operator) -> None:
+    credentials, messages = join(operator.token("payment"))
+    assert credentials is not None, messages
+    ends = credentials.leaf.not_valid_after_utc
+    _, said = operator.run("identity", "revoke", "payment").splitlines()
+    assert said.startswith(f"its last certificate ends at {ends:%Y-%m-%d %H:%M:%S} UTC: ")
+    assert "stop its workloads" in said
+    assert "--cert-ttl" in said
+    answer = json.loads(operator.run("identity", "revoke", "payment", "-o", "json"))
+    assert answer == {
+        "revoked": "default/payment",
+        "certified_until_s": int(ends.timestamp()),
+        "note": said,
+    }
 
 
 def test_a_service_that_is_not_known_cannot_be_forgotten(operator: Operator) -> None:
@@ -139,6 +157,8 @@ def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
         wait_until(synced, "the sidecar is registered and holds what it should")
         row = operator.run("status").splitlines()[3]
         assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
+        said = operator.run("service", "forget", "payment", code=1)
+        assert said.startswith("workloads are registered for default/payment (stop its workloads ")
         (used,) = json.loads(operator.run("token", "list", "-o", "json"))
         assert used["uses"] == 1
     finally:

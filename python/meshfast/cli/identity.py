@@ -1,14 +1,17 @@
 """`meshfast identity`: end the identity of a service account, and take that back.
 
-A revoked identity gets no certificate and no configuration, its streams end, and nobody is sent to
-its workloads any more. What it has connected to ends as connections are checked again.
+A revoked identity gets no certificate and no configuration, its streams to the control plane end,
+and nobody is sent to its workloads any more. Sidecars do not learn who is revoked: others take its
+calls, over old and new connections, until its last certificate ends. `revoke` says when that is.
 
 Tests: tests/mesh/test_operator.py.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 
@@ -30,10 +33,16 @@ def identity() -> None:
 @NAMESPACE
 @operator_options
 def revoke(service_account: str, namespace: str, state_dir: Path | None, output: str) -> None:
-    """End an identity: no certificates, no configuration, no calls to it."""
-    OperatorApi(state_dir).ask("PUT", "revoked", namespace, service_account)
+    """End an identity: no certificates, no configuration, no calls to it.
+
+    Its own calls to others are taken until its last certificate ends, which is printed. To end them
+    at once, stop its workloads; a lower `control --cert-ttl` makes the time shorter in future.
+    """
+    revoked = OperatorApi(state_dir).ask("PUT", "revoked", namespace, service_account)
     name = f"{namespace}/{service_account}"
-    show({"revoked": name}, output, lambda: f"identity {name} revoked")
+    until_s = revoked["certified_until_s"]
+    answer = {"revoked": name, "certified_until_s": until_s, "note": _note(until_s)}
+    show(answer, output, lambda: _text(answer))
 
 
 @identity.command()
@@ -54,3 +63,19 @@ def list_revoked(state_dir: Path | None, output: str) -> None:
     found = OperatorApi(state_dir).ask("GET", "revoked")
     rows = ((one["namespace"], one["service_account"]) for one in found)
     show(found, output, lambda: table(("NAMESPACE", "SERVICE ACCOUNT"), rows))
+
+
+def _note(until_s: int | None) -> str:
+    """Say what the identity can still do, and what to do about it."""
+    if until_s is None:
+        return "no certificate of it is valid any more"
+    until = datetime.fromtimestamp(until_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return (
+        f"its last certificate ends at {until}: until then others take its calls, and connections "
+        "that are open then stay open; stop its workloads to end them now (a lower --cert-ttl of "
+        "`meshfast control` shortens this for certificates to come)"
+    )
+
+
+def _text(answer: dict[str, Any]) -> str:
+    return f"identity {answer['revoked']} revoked\n{answer['note']}"

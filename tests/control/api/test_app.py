@@ -145,8 +145,9 @@ def test_the_description_names_every_route_and_only_schemas_that_it_has(api: Api
 def test_an_identity_is_revoked_listed_and_restored(api: Api) -> None:
     one = "/v1/revoked/default/payment"
     assert message(api.ask("DELETE", one)) == (404, "default/payment is not revoked")
-    assert api.ask("PUT", one) == (200, None)
-    revoked = [{"namespace": "default", "service_account": "payment"}]
+    name = {"namespace": "default", "service_account": "payment"}
+    assert api.ask("PUT", one) == (200, {**name, "certified_until_s": None})
+    revoked = [name]
     eventually(lambda: api.ask("GET", "/v1/revoked") == (200, revoked))
     assert api.ask("DELETE", one) == (200, None)
     eventually(lambda: api.ask("GET", "/v1/revoked") == (200, []))

@@ -1,6 +1,9 @@
 """Registered workloads and their leases: streams come and go, nobody is lost at once."""
 
 import asyncio
+import itertools
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from msgspec.structs import replace
 
 from meshfast.control.registry import Registry, ServiceRecord, WorkloadRecord, workload_key
 from meshfast.control.registry.registry import ENDPOINTS_MAX, ShareError, decode
-from meshfast.control.store import FullError, SqliteStore, Transaction
+from meshfast.control.store import Delete, FullError, Put, SqliteStore, Transaction
 from meshfast.discovery import Port
 
 GRACE_MS = 10_000
@@ -352,14 +355,139 @@ def test_one_that_comes_while_another_writes_is_not_lost(
     def beside(transaction: Transaction) -> object:
         """Bring back, in the very moment of the write, what the write takes for gone."""
         monkeypatch.setattr(world.store, "transact", write)
-        held = world.registry._held[at(2).key]
-        held.coming = at(2, 9000)
+        world.registry._roll.enter(at(2).key, at(2, 9000))
         return write(transaction)
 
-    world.registry._held[at(2).key].record = None
+    world.registry._roll.leave(at(2).key)
     monkeypatch.setattr(world.store, "transact", beside)
     register(world, object(), at(1, 8081))
     assert registered(world) == [[8081], [9000]]
+
+
+def service_revision(world: World) -> object:
+    entry = world.store.read("/services/default/payment")
+    return entry and entry.modified
+
+
+def test_one_that_was_not_there_is_seen_by_who_relies_on_its_service(world: World) -> None:
+    register(world, object(), at(1, 8080))
+    for came in (at(2, 8080), at(3)):  # the service stays as it is
+        before = service_revision(world)
+        register(world, object(), came)
+        assert service_revision(world) != before
+        assert registered(world) == [[8080]]
+        before = service_revision(world)
+        register(world, object(), replace(came, healthy=True))
+        assert service_revision(world) == before
+
+
+def test_one_that_was_lost_comes_back_with_its_service(world: World) -> None:
+    stream = object()
+    register(world, stream, at(1, 8080))
+    world.passes(GRACE_MS + 1_000, keeping_alive=False)
+    assert world.registry.keep_alive() == [(stream, at(1, 8080))]
+    gone = Transaction((Delete("/services/default/payment"),))
+    world.store.transact(gone)
+    asyncio.run(world.registry.register_again(stream, at(1, 8080)))
+    assert (world.instances(), registered(world)) == (["p1"], [[8080]])
+
+
+def test_an_instance_that_changes_its_service_brings_the_other_one(world: World) -> None:
+    register(world, object(), at(1, 8080))
+    register(world, object(), replace(at(1, 8080), service="order"))
+    assert world.store.read("/services/default/order") is not None
+    assert registered(world) == [[8080]]
+
+
+def test_an_identity_has_its_share_when_everybody_comes_at_once(world: World) -> None:
+    ports = tuple(Port(number) for number in range(1, 65))
+
+    async def everybody() -> list[BaseException | None]:
+        calls = [
+            world.registry.register(object(), record(f"p{number:02}", ports=ports))
+            for number in range(40)
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    outcomes = asyncio.run(everybody())
+    assert [type(one) for one in outcomes if one] == [ShareError] * 24
+    stored = [decode(entry) for entry in world.store.scan("/workloads/").entries]
+    assert sum(len(one.ports) for one in stored) == ENDPOINTS_MAX
+
+
+def test_a_share_that_could_not_be_written_is_free_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise FullError("the disk is full")
+
+    ports = tuple(Port(number) for number in range(1, ENDPOINTS_MAX + 1))
+    with monkeypatch.context() as full:
+        full.setattr(world.store, "transact", fails)
+        with pytest.raises(FullError):
+            register(world, object(), record("p1", ports=ports))
+    register(world, object(), record("p2", ports=ports))
+    assert world.instances() == ["p2"]
+
+
+def fleet(count: int) -> list[WorkloadRecord]:
+    """Make workloads of one service, each with an identity of its own."""
+    return [
+        record(f"p{number}", f"sa{number}", address=f"10.0.{number >> 8}.{number & 255}:15006")
+        for number in range(count)
+    ]
+
+
+def batches(records: list[WorkloadRecord], size: int) -> Iterator[list[WorkloadRecord]]:
+    for first in range(0, len(records), size):
+        yield records[first : first + size]
+
+
+def work(registry: Registry, records: list[WorkloadRecord]) -> int:
+    """Count what Python calls, generators' steps among them, while all of them register."""
+    calls = itertools.count()
+
+    def count(*_: object) -> None:
+        next(calls)
+
+    async def everybody() -> None:
+        for one in records:
+            await registry.register(object(), one)
+
+    threading.setprofile(count)  # what is written is written in threads
+    sys.setprofile(count)
+    try:
+        asyncio.run(everybody())
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return next(calls)
+
+
+def test_a_fleet_that_comes_back_costs_as_much_as_it_is_large(tmp_path: Path) -> None:
+    costs = []
+    for count in (1_000, 4_000):
+        world = World(tmp_path / str(count))
+        lease = world.store.grant(GRACE_MS)
+        for some in batches(fleet(count), 500):
+            puts = [Put(one.key, msgspec.json.encode(one), lease) for one in some]
+            world.store.transact(Transaction(tuple(puts)))
+        before = world.store.revision()
+        assert world.registry.adopt() == count
+        costs.append(work(world.registry, fleet(count)))
+        assert world.store.revision() == before
+        world.store.close()
+    assert costs[1] < 5 * costs[0], costs
+
+
+def test_a_fleet_that_comes_first_costs_as_much_as_it_is_large(tmp_path: Path) -> None:
+    costs = []
+    for count in (200, 800):
+        world = World(tmp_path / str(count))
+        costs.append(work(world.registry, fleet(count)))
+        assert len(world.instances()) == count
+        world.store.close()
+    assert costs[1] < 5 * costs[0], costs
 
 
 def test_keys_are_named_by_identity_and_instance() -> None:

@@ -3,13 +3,19 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from meshfast.control.operations import Applied, ChangedError, Expected, NotFoundError
+from meshfast.control.population import revisions_of
 from meshfast.control.push import resource_key
+from meshfast.control.registry import WorkloadRecord, service_key
 from meshfast.control.store import Put, Transaction
+from meshfast.discovery import Port
 from meshfast.errors import ConfigError
 from meshfast.resources.kinds import VirtualService
 from tests.control.server.conftest import Plane, Start
@@ -329,6 +335,140 @@ def test_what_was_decided_from_the_workloads_of_a_service_holds_while_they_are_t
             expect(revision())
 
 
+PAYMENT = WorkloadRecord(
+    instance="p1",
+    workload="payment-v1",
+    namespace="default",
+    service="payment",
+    identity="spiffe://cluster.local/ns/default/sa/payment",
+    address="127.0.0.1:15006",
+    ports=(Port(8080),),
+    labels={"version": "v1"},
+)
+SECOND = replace(PAYMENT, instance="p2", address="127.0.0.1:15007")
+STREAM = object()
+
+
+def register(plane: Plane, record: WorkloadRecord, stream: object = STREAM) -> None:
+    plane.ask(plane.control._registry.register(stream, record))
+
+
+def deregister(plane: Plane, record: WorkloadRecord) -> None:
+    plane.ask(plane.control._registry.deregister(STREAM, record.key))
+
+
+def revoke(plane: Plane) -> None:
+    plane.ask(plane.operations.revoke_identity("default", "payment"))
+
+
+def at_the_next_write(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]
+) -> None:
+    """Have something happen after all was looked at, and before it is written."""
+    store = plane.control._store
+    write = store.transact
+
+    def beside(transaction: Transaction) -> object:
+        monkeypatch.setattr(store, "transact", write)
+        happens()
+        return write(transaction)
+
+    monkeypatch.setattr(store, "transact", beside)
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda plane: register(plane, replace(SECOND, instance="p3", address="127.0.0.1:15008")),
+        lambda plane: register(plane, replace(SECOND, labels={"version": "v2"})),
+        lambda plane: deregister(plane, SECOND),
+        revoke,
+    ],
+    ids=["comes", "changes", "goes", "is_revoked"],
+)
+def test_an_expected_service_is_looked_at_until_the_write(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Plane], None]
+) -> None:
+    register(plane, PAYMENT)
+    register(plane, SECOND)
+
+    def revision() -> str:
+        services = plane.ask(plane.operations.services())
+        return next((str(one.revision) for one in services if one.workloads == 2), "")
+
+    deadline = time.monotonic() + 10
+    while not revision():
+        assert time.monotonic() < deadline
+    one = Expected(kind="Service", namespace="default", name="payment", revision=revision())
+    at_the_next_write(plane, monkeypatch, lambda: happens(plane))
+    with pytest.raises(ChangedError, match="workloads of default/payment were others"):
+        plane.ask(plane.operations.apply_texts([("mesh.yaml", RULE)], expected=[one]))
+    assert stored(plane) == []
+
+
+def test_a_service_that_comes_where_none_was_expected_is_seen(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Expected(kind="Service", namespace="default", name="payment")
+    at_the_next_write(plane, monkeypatch, lambda: register(plane, PAYMENT))
+    with pytest.raises(ChangedError):
+        plane.ask(plane.operations.apply_texts([("mesh.yaml", RULE)], expected=[one, one]))
+    assert stored(plane) == []
+
+
+def test_an_expected_service_of_more_workloads_than_a_transaction_takes_conditions(
+    plane: Plane,
+) -> None:
+    many = [replace(PAYMENT, instance=f"p{number}") for number in range(1100)]
+    for first in range(0, len(many), 550):
+        puts = [Put(one.key, msgspec.json.encode(one)) for one in many[first : first + 550]]
+        plane.control._store.transact(Transaction(tuple(puts)))
+    revision = revisions_of(many)["default", "payment"]
+    one = Expected(kind="Service", namespace="default", name="payment", revision=revision)
+    applied = plane.ask(plane.operations.apply_texts([("mesh.yaml", RULE)], expected=[one]))
+    assert actions(applied) == [("payment", "created")]
+
+
+def test_a_second_try_sees_the_services_of_its_own_time(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def happens() -> None:
+        register(plane, PAYMENT)
+        apply(plane, ENTRY)  # the first try fails by that
+
+    at_the_next_write(plane, monkeypatch, happens)
+    assert apply(plane, RULE).warnings == ()
+
+
+def test_a_workload_that_comes_while_its_service_is_forgotten_keeps_it(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(plane, PAYMENT)
+    deregister(plane, PAYMENT)
+    at_the_next_write(plane, monkeypatch, lambda: register(plane, PAYMENT))
+    with pytest.raises(ConfigError, match="workloads are registered for default/payment"):
+        plane.ask(plane.operations.forget_service("default", "payment"))
+    store = plane.control._store
+    assert store.read(PAYMENT.key) is not None
+    assert store.read(service_key("default", "payment")) is not None
+
+
+def test_a_service_that_is_forgotten_while_a_workload_comes_is_written_again(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(plane, PAYMENT)
+    deregister(plane, PAYMENT)
+
+    def happens() -> None:
+        plane.operations._forget_service("default", "payment")
+
+    at_the_next_write(plane, monkeypatch, happens)
+    register(plane, PAYMENT)
+    store = plane.control._store
+    assert store.read(PAYMENT.key) is not None
+    assert store.read(service_key("default", "payment")) is not None
+
+
 def test_what_is_not_there_is_not_found(plane: Plane) -> None:
     for kind, namespace, name in (
         ("VirtualService", "default", "payment"),
@@ -414,8 +554,11 @@ def test_a_service_keeps_its_name_without_endpoints_until_it_is_forgotten(start:
             payment.wait_open()
             payment.register(8080)
             order.wait_until(lambda: endpoints(order) == 1)
-            with pytest.raises(ConfigError, match="workloads are registered for default/payment"):
+            with pytest.raises(
+                ConfigError, match="workloads are registered for default/payment"
+            ) as no:
                 forget()
+            assert "stop its workloads first" in no.value.problems[0].hint
             payment.register(0)
             order.wait_until(lambda: endpoints(order) == 0)
         hosts = json.loads(order.held["route"]["outbound"])

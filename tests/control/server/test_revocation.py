@@ -8,7 +8,7 @@ import pytest
 from meshfast.control.operations import NotFoundError
 from meshfast.discovery import Code
 from meshfast.errors import ConfigError
-from tests.control.server.conftest import Plane
+from tests.control.server.conftest import Plane, Start
 from tests.control.server.sidecar import Sidecar, join, refusal
 
 CLUSTER = "outbound|8080||payment.default"
@@ -46,6 +46,29 @@ def test_an_identity_that_is_restored_may_come_back(plane: Plane) -> None:
     assert join(token)[0] is not None
     with pytest.raises(NotFoundError):
         plane.ask(plane.operations.restore_identity("default", "payment"))
+
+
+def test_revoking_says_until_when_others_take_its_calls(start: Start) -> None:
+    plane = start(cert_ttl_s=600)
+    ends = []
+    for service in ("payment", "payment", "order"):
+        credentials, _ = join(plane.token(service, service_account=service))
+        assert credentials is not None
+        ends.append(int(credentials.leaf.not_valid_after_utc.timestamp()))
+    for _ in range(2):
+        revoked = plane.ask(plane.operations.revoke_identity("default", "payment"))
+        assert revoked.certified_until_s == max(ends[:2])
+    revoked = plane.ask(plane.operations.revoke_identity("default", "nobody"))
+    assert revoked.certified_until_s is None
+
+
+def test_a_certificate_that_has_ended_is_not_waited_for(start: Start) -> None:
+    plane = start(cert_ttl_s=10)
+    assert join(plane.token("payment"))[0] is not None
+    now_s = time.time()
+    plane.control._issuance._clock_s = lambda: now_s + 11
+    revoked = plane.ask(plane.operations.revoke_identity("default", "payment"))
+    assert revoked.certified_until_s is None
 
 
 def test_only_names_can_be_revoked(plane: Plane) -> None:
