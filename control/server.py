@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from meshfast.control.admission import Admission
+from meshfast.control.admission import PATIENCE_S, Admission
 from meshfast.control.ca import CertificateAuthority, Issuance, IssuanceLimits
 from meshfast.control.ca.authority import ROOT_FILE
 from meshfast.control.ca.error import AuthorityError
@@ -49,6 +50,8 @@ from meshfast.errors import MeshfastError
 __all__ = ["ControlPlane", "Options"]
 
 HANDSHAKE_S: Final = 10.0
+#: How often it is said that connections find no place.
+WARN_AGAIN_S: Final = 10.0
 SHUTDOWN_S: Final = 2.0
 #: How long streams may take to hear goodbye.
 GOODBYE_S: Final = 3.0
@@ -118,6 +121,7 @@ class ControlPlane:
         self._registry = Registry(self._store, grace_ms=options.grace_ms)
         self._listener: socket.socket | None = None
         self._admission = options.admission
+        self._turned_away = _TurnedAway()
         self._tasks: list[asyncio.Task[None]] = []
         self._serving_streams: set[asyncio.Task[None]] = set()
 
@@ -209,7 +213,7 @@ class ControlPlane:
             return await _bound(options.host, 0)
 
     async def _accept(self, context: StreamContext, listener: socket.socket) -> None:
-        """Take connections until cancelled; those that may not wait are closed at once."""
+        """Take connections until cancelled; those that have no place are closed unread."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -218,14 +222,21 @@ class ControlPlane:
                 log.warning("no connection accepted: %s", error)
                 await asyncio.sleep(ACCEPT_AGAIN_S)
                 continue
-            leave = self._admission.enter(str(peer[0]))
+            evict = partial(self._evict, connection, str(peer[0]))
+            leave = self._admission.enter(str(peer[0]), loop.time(), evict)
             if leave is None:
-                log.debug("too many unknown connections, also from %s", peer[0])
+                self._turned_away.note(str(peer[0]), loop.time())
                 connection.close()
                 continue
             task = asyncio.create_task(self._serve(context, connection, leave))
             self._serving_streams.add(task)
             task.add_done_callback(self._serving_streams.discard)
+
+    def _evict(self, connection: socket.socket, address: str) -> None:
+        """End a connection that makes place; who serves it sees the end of it."""
+        self._turned_away.note(address, asyncio.get_running_loop().time())
+        with suppress(OSError):  # it is over already
+            connection.shutdown(socket.SHUT_RDWR)
 
     async def _serve(
         self, context: StreamContext, connection: socket.socket, leave: Callable[[], None]
@@ -240,7 +251,7 @@ class ControlPlane:
                 lambda: protocol,
                 connection,
                 ssl=self._serving.context,
-                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_handshake_timeout=PATIENCE_S if self._admission.is_crowded else HANDSHAKE_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -315,3 +326,23 @@ async def _bound(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+class _TurnedAway:
+    """Says that connections found no place: at once, and then every so many seconds."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._said_s = -WARN_AGAIN_S
+
+    def note(self, address: str, now_s: float) -> None:
+        """Count one more."""
+        self._count += 1
+        if now_s - self._said_s < WARN_AGAIN_S:
+            return
+        log.warning(
+            "too many connections that have not said who they are: %d closed, the last from %s",
+            self._count,
+            address,
+        )
+        self._said_s, self._count = now_s, 0
