@@ -65,7 +65,7 @@ async def _run(options: Options, serve_api: ServeApi | None) -> None:
                 f"cannot listen on {options.host}:{options.port}: {reason}"
             ) from None
         api = None if serve_api is None else serve_api(plane.operations)
-        print(f"control plane ready: sidecars on {plane.address}", flush=True)
+        print(f"control plane ready: sidecars on {', '.join(plane.addresses)}", flush=True)
         work = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(plane.failed())]
         if api is not None:
             work.append(asyncio.ensure_future(api))

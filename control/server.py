@@ -35,6 +35,7 @@ from meshfast.control.ca import CertificateAuthority, Issuance, IssuanceLimits
 from meshfast.control.ca.authority import ROOT_FILE
 from meshfast.control.ca.error import AuthorityError
 from meshfast.control.ca.serving import Serving
+from meshfast.control.listening import listen
 from meshfast.control.operations import Operations
 from meshfast.control.push import Mesh, Pusher, StreamLimits, Streams
 from meshfast.control.push.debounce import Debounce
@@ -62,7 +63,6 @@ COMPACT_S: Final = 300.0
 TOKENS_KEPT_S: Final = 7 * 24 * 3600
 #: Its own certificate; the control plane holds the authority, so a short one costs nothing.
 SERVE_TTL_S: Final = 24 * 3600
-BACKLOG: Final = 1024
 #: How soon after a failure the next connection is tried.
 ACCEPT_AGAIN_S: Final = 0.1
 #: How long a task may rely on a clock that stands still while the host is suspended.
@@ -119,7 +119,7 @@ class ControlPlane:
             limits=options.issuance_limits,
         )
         self._registry = Registry(self._store, grace_ms=options.grace_ms)
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._admission = options.admission
         self._turned_away = _TurnedAway()
         self._tasks: list[asyncio.Task[None]] = []
@@ -137,10 +137,15 @@ class ControlPlane:
 
     @property
     def address(self) -> str:
-        """Where the control stream listens: `host:port`."""
-        assert self._listener is not None, "asked for after start"
-        host, port = self._listener.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """Where the control stream listens, of several addresses the first: `host:port`."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the control stream listens: `host:port` of each address."""
+        assert self._listeners, "asked for after start"
+        names = (listener.getsockname()[:2] for listener in self._listeners)
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     async def start(self) -> None:
         """Adopt what is registered, listen, push. Raises `OSError` when the address is taken."""
@@ -158,7 +163,7 @@ class ControlPlane:
             trust_domain=options.trust_domain,
             limits=options.stream_limits,
         )
-        self._listener = await self._listen()
+        self._listeners = await self._listen()
         self.operations = Operations(
             self._store,
             self._authority,
@@ -170,7 +175,7 @@ class ControlPlane:
             build=options.build,
         )
         for work in (
-            self._accept(context, self._listener),
+            *(self._accept(context, one) for one in self._listeners),
             self._pusher.run(self.streams),
             resolver.run(self._pusher.note),
             self._tick(),
@@ -191,8 +196,9 @@ class ControlPlane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
+        if self._listeners:
+            for listener in self._listeners:
+                listener.close()
             for stream in self.streams:
                 stream.end("drain", "the control plane stops")
             if self._serving_streams:
@@ -202,15 +208,15 @@ class ControlPlane:
             self._mesh.close()
         self._store.close()
 
-    async def _listen(self) -> socket.socket:
-        """Bind the address, or a free port in its place where that is allowed."""
+    async def _listen(self) -> list[socket.socket]:
+        """Bind the addresses, or a free port in its place where that is allowed."""
         options = self._options
         try:
-            return await _bound(options.host, options.port)
+            return await listen(options.host, options.port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not options.fallback:
                 raise
-            return await _bound(options.host, 0)
+            return await listen(options.host, 0)
 
     async def _accept(self, context: StreamContext, listener: socket.socket) -> None:
         """Take connections until cancelled; those that have no place are closed unread."""
@@ -308,24 +314,6 @@ class ControlPlane:
                 await asyncio.to_thread(self._issuance.forget_expired)
             except StoreError as error:
                 log.error("store not compacted: %s", error)
-
-
-async def _bound(host: str, port: int) -> socket.socket:
-    """Listen at the first address of a host."""
-    loop = asyncio.get_running_loop()
-    family, kind, protocol, _, address = (
-        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 class _TurnedAway:
