@@ -11,6 +11,7 @@ Does not do: parse arguments, decide anything the rooms decide.
 Invariants:
 1. The store is opened first: its lock also guards the authority's files.
 2. After `stop` every stream was told goodbye and every acknowledged write is on disk.
+3. No task of ours ends unseen: whoever runs this waits for `failed`.
 
 Tests: tests/control/server/.
 """
@@ -28,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from meshfast.control.admission import PATIENCE_S, Admission
 from meshfast.control.ca import CertificateAuthority, Issuance, IssuanceLimits
@@ -174,22 +175,27 @@ class ControlPlane:
             control_address=options.advertise or self.address,
             build=options.build,
         )
-        for work in (
-            *(self._accept(context, one) for one in self._listeners),
-            self._pusher.run(self.streams),
-            resolver.run(self._pusher.note),
-            self._tick(),
-            self._keep_alive(),
-            self._renew(),
-            self._compact(),
+        for name, work in (
+            *(("accepting", self._accept(context, one)) for one in self._listeners),
+            ("pushing", self._pusher.run(self.streams)),
+            ("looking names up", resolver.run(self._pusher.note)),
+            ("watching streams", self._tick()),
+            ("keeping leases", self._keep_alive()),
+            ("renewing certificates", self._renew()),
+            ("compacting the store", self._compact()),
         ):
-            self._tasks.append(asyncio.create_task(work))
+            self._tasks.append(asyncio.create_task(work, name=name))
 
-    async def failed(self) -> None:
-        """Wait until a task of ours ends, which none does by itself, and raise what ended it."""
+    async def failed(self) -> NoReturn:
+        """Wait until a task of ours ends, which none does by itself; log why and raise.
+
+        Raises `MeshfastError`: without one of them it would look alive and do half of its work.
+        """
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        ended = done.pop()
+        error = None if ended.cancelled() else ended.exception()
+        log.critical("%s has ended unexpectedly", ended.get_name(), exc_info=error)
+        raise MeshfastError(f"the control plane cannot go on: {ended.get_name()}: {error!r}")
 
     async def stop(self) -> None:
         """Say goodbye to every stream and close everything."""
