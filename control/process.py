@@ -4,7 +4,9 @@
 
 Does not do: parse arguments (the CLI does), or serve the operator API, which is handed in.
 
-Invariants: what this process makes is 0600 or narrower, and no key of it is in a core dump.
+Invariants:
+1. What this process makes is 0600 or narrower, and no key of it is in a core dump.
+2. When any part of the control plane fails, the process ends with 1: whoever started it sees that.
 
 Tests: tests/control/server/test_process.py.
 """
@@ -40,7 +42,7 @@ ServeApi = Callable[[Operations], Coroutine[Any, Any, None]]
 
 
 def run(options: Options, *, log_level: str, serve_api: ServeApi | None = None) -> None:
-    """Run until a signal. Raises `MeshfastError` when the control plane cannot start."""
+    """Run until a signal. Raises `MeshfastError` when the control plane cannot start or go on."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(stream=sys.stderr, level=LEVELS[log_level], format=LOG_FORMAT)
@@ -65,10 +67,11 @@ async def _run(options: Options, serve_api: ServeApi | None) -> None:
                 f"cannot listen on {options.host}:{options.port}: {reason}"
             ) from None
         api = None if serve_api is None else serve_api(plane.operations)
-        print(f"control plane ready: sidecars on {plane.address}", flush=True)
-        work = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(plane.failed())]
+        print(f"control plane ready: sidecars on {', '.join(plane.addresses)}", flush=True)
+        work: list[asyncio.Task[Any]]
+        work = [asyncio.create_task(stopped.wait()), asyncio.create_task(plane.failed())]
         if api is not None:
-            work.append(asyncio.ensure_future(api))
+            work.append(asyncio.create_task(api))
         done, rest = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()

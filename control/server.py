@@ -11,6 +11,7 @@ Does not do: parse arguments, decide anything the rooms decide.
 Invariants:
 1. The store is opened first: its lock also guards the authority's files.
 2. After `stop` every stream was told goodbye and every acknowledged write is on disk.
+3. No task of ours ends unseen: whoever runs this waits for `failed`.
 
 Tests: tests/control/server/.
 """
@@ -26,14 +27,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
-from meshfast.control.admission import Admission
+from meshfast.control.admission import PATIENCE_S, Admission
 from meshfast.control.ca import CertificateAuthority, Issuance, IssuanceLimits
 from meshfast.control.ca.authority import ROOT_FILE
 from meshfast.control.ca.error import AuthorityError
 from meshfast.control.ca.serving import Serving
+from meshfast.control.listening import listen
 from meshfast.control.operations import Operations
 from meshfast.control.push import Mesh, Pusher, StreamLimits, Streams
 from meshfast.control.push.debounce import Debounce
@@ -49,6 +52,8 @@ from meshfast.errors import MeshfastError
 __all__ = ["ControlPlane", "Options"]
 
 HANDSHAKE_S: Final = 10.0
+#: How often it is said that connections find no place.
+WARN_AGAIN_S: Final = 10.0
 SHUTDOWN_S: Final = 2.0
 #: How long streams may take to hear goodbye.
 GOODBYE_S: Final = 3.0
@@ -59,7 +64,6 @@ COMPACT_S: Final = 300.0
 TOKENS_KEPT_S: Final = 7 * 24 * 3600
 #: Its own certificate; the control plane holds the authority, so a short one costs nothing.
 SERVE_TTL_S: Final = 24 * 3600
-BACKLOG: Final = 1024
 #: How soon after a failure the next connection is tried.
 ACCEPT_AGAIN_S: Final = 0.1
 #: How long a task may rely on a clock that stands still while the host is suspended.
@@ -116,8 +120,9 @@ class ControlPlane:
             limits=options.issuance_limits,
         )
         self._registry = Registry(self._store, grace_ms=options.grace_ms)
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._admission = options.admission
+        self._turned_away = _TurnedAway()
         self._tasks: list[asyncio.Task[None]] = []
         self._serving_streams: set[asyncio.Task[None]] = set()
 
@@ -133,10 +138,15 @@ class ControlPlane:
 
     @property
     def address(self) -> str:
-        """Where the control stream listens: `host:port`."""
-        assert self._listener is not None, "asked for after start"
-        host, port = self._listener.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """Where the control stream listens, of several addresses the first: `host:port`."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the control stream listens: `host:port` of each address."""
+        assert self._listeners, "asked for after start"
+        names = (listener.getsockname()[:2] for listener in self._listeners)
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     async def start(self) -> None:
         """Adopt what is registered, listen, push. Raises `OSError` when the address is taken."""
@@ -154,7 +164,7 @@ class ControlPlane:
             trust_domain=options.trust_domain,
             limits=options.stream_limits,
         )
-        self._listener = await self._listen()
+        self._listeners = await self._listen()
         self.operations = Operations(
             self._store,
             self._authority,
@@ -165,30 +175,36 @@ class ControlPlane:
             control_address=options.advertise or self.address,
             build=options.build,
         )
-        for work in (
-            self._accept(context, self._listener),
-            self._pusher.run(self.streams),
-            resolver.run(self._pusher.note),
-            self._tick(),
-            self._keep_alive(),
-            self._renew(),
-            self._compact(),
+        for name, work in (
+            *(("accepting", self._accept(context, one)) for one in self._listeners),
+            ("pushing", self._pusher.run(self.streams)),
+            ("looking names up", resolver.run(self._pusher.note)),
+            ("watching streams", self._tick()),
+            ("keeping leases", self._keep_alive()),
+            ("renewing certificates", self._renew()),
+            ("compacting the store", self._compact()),
         ):
-            self._tasks.append(asyncio.create_task(work))
+            self._tasks.append(asyncio.create_task(work, name=name))
 
-    async def failed(self) -> None:
-        """Wait until a task of ours ends, which none does by itself, and raise what ended it."""
+    async def failed(self) -> NoReturn:
+        """Wait until a task of ours ends, which none does by itself; log why and raise.
+
+        Raises `MeshfastError`: without one of them it would look alive and do half of its work.
+        """
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        ended = done.pop()
+        error = None if ended.cancelled() else ended.exception()
+        log.critical("%s has ended unexpectedly", ended.get_name(), exc_info=error)
+        raise MeshfastError(f"the control plane cannot go on: {ended.get_name()}: {error!r}")
 
     async def stop(self) -> None:
         """Say goodbye to every stream and close everything."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
+        if self._listeners:
+            for listener in self._listeners:
+                listener.close()
             for stream in self.streams:
                 stream.end("drain", "the control plane stops")
             if self._serving_streams:
@@ -198,18 +214,18 @@ class ControlPlane:
             self._mesh.close()
         self._store.close()
 
-    async def _listen(self) -> socket.socket:
-        """Bind the address, or a free port in its place where that is allowed."""
+    async def _listen(self) -> list[socket.socket]:
+        """Bind the addresses, or a free port in its place where that is allowed."""
         options = self._options
         try:
-            return await _bound(options.host, options.port)
+            return await listen(options.host, options.port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not options.fallback:
                 raise
-            return await _bound(options.host, 0)
+            return await listen(options.host, 0)
 
     async def _accept(self, context: StreamContext, listener: socket.socket) -> None:
-        """Take connections until cancelled; those that may not wait are closed at once."""
+        """Take connections until cancelled; those that have no place are closed unread."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -218,14 +234,21 @@ class ControlPlane:
                 log.warning("no connection accepted: %s", error)
                 await asyncio.sleep(ACCEPT_AGAIN_S)
                 continue
-            leave = self._admission.enter(str(peer[0]))
+            evict = partial(self._evict, connection, str(peer[0]))
+            leave = self._admission.enter(str(peer[0]), loop.time(), evict)
             if leave is None:
-                log.debug("too many unknown connections, also from %s", peer[0])
+                self._turned_away.note(str(peer[0]), loop.time())
                 connection.close()
                 continue
             task = asyncio.create_task(self._serve(context, connection, leave))
             self._serving_streams.add(task)
             task.add_done_callback(self._serving_streams.discard)
+
+    def _evict(self, connection: socket.socket, address: str) -> None:
+        """End a connection that makes place; who serves it sees the end of it."""
+        self._turned_away.note(address, asyncio.get_running_loop().time())
+        with suppress(OSError):  # it is over already
+            connection.shutdown(socket.SHUT_RDWR)
 
     async def _serve(
         self, context: StreamContext, connection: socket.socket, leave: Callable[[], None]
@@ -240,7 +263,7 @@ class ControlPlane:
                 lambda: protocol,
                 connection,
                 ssl=self._serving.context,
-                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_handshake_timeout=PATIENCE_S if self._admission.is_crowded else HANDSHAKE_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -299,19 +322,21 @@ class ControlPlane:
                 log.error("store not compacted: %s", error)
 
 
-async def _bound(host: str, port: int) -> socket.socket:
-    """Listen at the first address of a host."""
-    loop = asyncio.get_running_loop()
-    family, kind, protocol, _, address = (
-        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+class _TurnedAway:
+    """Says that connections found no place: at once, and then every so many seconds."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._said_s = -WARN_AGAIN_S
+
+    def note(self, address: str, now_s: float) -> None:
+        """Count one more."""
+        self._count += 1
+        if now_s - self._said_s < WARN_AGAIN_S:
+            return
+        log.warning(
+            "too many connections that have not said who they are: %d closed, the last from %s",
+            self._count,
+            address,
+        )
+        self._said_s, self._count = now_s, 0

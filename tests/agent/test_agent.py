@@ -1,6 +1,10 @@
 """The agent's life: readiness, signals, scrapes, and every way to end."""
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -68,3 +72,25 @@ def test_a_message_of_an_unknown_type_is_said_and_skipped(start: Start) -> None:
     agent.send(type="serving")
     wait_for(lambda: agent.request("/healthz/ready")[0] == 200)
     assert agent.events("message of an unknown type")[0]["type"] == "dance"
+
+
+def test_typing_extensions_stays_out_of_the_agent_and_within_reach(tmp_path: Path) -> None:
+    (tmp_path / "typing_extensions.py").write_text("import inspect\nfrom typing import *\n")
+    program = (
+        "import sys\n"
+        "from meshfast.agent.process import _import_msgspec\n"
+        "_import_msgspec()\n"
+        "import meshfast.agent.mesh\n"
+        "print([name in sys.modules for name in ('msgspec', 'typing_extensions', 'inspect')])\n"
+        "import typing_extensions\n"
+        "_import_msgspec()\n"
+        "print(sys.modules['typing_extensions'] is typing_extensions)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["[True, False, False]", "True"]

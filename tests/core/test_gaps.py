@@ -206,6 +206,62 @@ def test_any_of_the_mistakes_together_are_said_and_nothing_else(mistakes: list[M
     assert_says_exactly(mistakes)
 
 
+@pytest.mark.parametrize("file", [None, *GOLDEN], ids=lambda file: file.stem if file else "FILE")
+@pytest.mark.parametrize("kind", ["zz!!zz", "''", "Gatewy", "[Gateway]"])
+def test_an_unknown_kind_anywhere_is_one_problem(file: Path | None, kind: str) -> None:
+    """It may be any, so nothing that seems to be missing is."""
+    text = file.read_text() if file else FILE
+    lines = text.splitlines()
+    documents = [at for at, line in enumerate(lines) if line.startswith("kind: ")]
+    assert documents
+    for at in documents:
+        if kind == "Gatewy" and lines[at] != "kind: Gateway":
+            continue  # it is taken for the kind that it is like
+        changed = [*lines[:at], f"kind: {kind}", *lines[at + 1 :]]
+        said = [str(problem) for problem in problems_of("\n".join(changed).encode())]
+        assert len(said) == 1, said
+        assert "kind" in said[0]
+
+
+@pytest.mark.parametrize("written", ["", "[]", "[mesh]", "[default/egde]"])
+def test_gateways_that_are_none_are_one_problem_of_a_tcp_listener_too(written: str) -> None:
+    """Its servers have no route for that reason alone."""
+    [golden] = (path for path in GOLDEN if path.stem == "endpoints")
+    text = golden.read_text()
+    assert text.count("gateways: [") == 1
+    before, _, after = text.partition("gateways: [")
+    after = after.partition("]")[2]
+    [problem] = problems_of(f"{before}gateways: {written}{after}".encode())
+    assert problem.path.startswith("spec.gateways")
+
+
+def test_a_tcp_server_that_no_route_was_meant_for_is_said_beside_other_problems() -> None:
+    [golden] = (path for path in GOLDEN if path.stem == "endpoints")
+    text = golden.read_text()
+    [rule] = (one for one in text.split("---\n") if "kind: VirtualService" in one)
+    said = [str(problem) for problem in problems_of(text.replace(rule, "").encode())]
+    assert len(said) == 2, said
+    assert all("no VirtualService has a tcp route for" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "path"),
+    [
+        ("match: [{port: 5432}]", "match: [{port: 1}]", "spec.tcp[0].match[0].port"),
+        ("host: db.example.com", "host: bd.example.com", "spec.tcp[1].route[0].destination.host"),
+    ],
+)
+def test_what_is_wrong_with_a_tcp_route_leaves_no_server_without_one(
+    right: str, wrong: str, path: str
+) -> None:
+    """The other route would take the connections of both servers."""
+    [golden] = (path for path in GOLDEN if path.stem == "endpoints")
+    text = golden.read_text()
+    assert text.count(right) == 1
+    found = problems_of(text.replace(right, wrong).encode())
+    assert [problem.path for problem in found] == [path]
+
+
 def steps(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Give the way to every value in a document, but not to the document."""
     items: Any = ()

@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+from importlib import import_module
 
 from meshfast.agent.access_log import AccessLog
 from meshfast.agent.channel import Channel
@@ -62,6 +63,21 @@ def main(settings_json: bytes) -> NoReturn:
     source = _core.SharedMemory.open(settings.shared_memory_fd)
     Agent(settings, source, _core.Snapshot.describe, _core.Snapshot.build).run()
     os._exit(0)  # a lookup that hangs in a thread does not hold the end up
+
+
+def _import_msgspec() -> None:
+    """Import msgspec with `typing` alone.
+
+    It prefers typing_extensions where that is installed, and `inspect` would come with it, 1 MB.
+    Whoever else wants typing_extensions finds it afterwards.
+    """
+    if "typing_extensions" in sys.modules:
+        return
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # as if not installed
+    try:
+        import_module("msgspec")
+    finally:
+        del sys.modules["typing_extensions"]
 
 
 def _keys_of_the_extension() -> Keys:
@@ -128,9 +144,7 @@ class Agent:
             )
         else:
             # Not at the top: messages and policy weigh more than everything else here.
-            # msgspec prefers typing_extensions to `typing` where it is installed, and `inspect`
-            # would come with it, 1 MB.
-            sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
+            _import_msgspec()
             from meshfast.agent.mesh import Mesh
 
             self._mesh = Mesh(

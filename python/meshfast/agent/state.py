@@ -26,8 +26,9 @@ import _thread
 import os
 import stat
 import time
-from _blake2 import blake2b  # `hashlib` loads OpenSSL, 1 MB
 from contextlib import suppress
+
+from meshfast.discovery.digest import blake2b
 
 __all__ = ["StateDirectory", "StateError"]
 

@@ -16,9 +16,9 @@ Tests: tests/discovery/test_messages.py.
 
 from __future__ import annotations
 
-from _blake2 import blake2b  # `hashlib` loads OpenSSL, 1 MB in every agent
-
 import msgspec
+
+from meshfast.discovery.digest import blake2b
 
 __all__ = ["ORIGIN", "VERSION_BYTES", "Revision", "content_version"]
 

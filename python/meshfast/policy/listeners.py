@@ -9,7 +9,7 @@ Tests: tests/core/test_golden.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from meshfast.errors import Problem
@@ -110,6 +110,8 @@ class _Builder:
         self._taken: dict[str, dict[str, str]] = {}
         # Gateway → VirtualService → entry, by full names.
         self._served: dict[str, dict[str, Entry[VirtualService]]] = {}
+        # Gateways, by full names, that miss TCP routes of which a problem says why.
+        self._routed_amiss: set[str] = set()
 
     def bind_gateways(self) -> None:
         """Group servers by address; refuse what cannot share one."""
@@ -173,7 +175,7 @@ class _Builder:
             if not wanted:
                 message = "the VirtualService names no Gateway, so nothing here serves it"
                 hint = "`mesh`, the default, stands for sidecars, which are not supported yet"
-                self.problems.append(entry.origin.problem(message, "spec", "gateways", hint=hint))
+                self._refuse(entry, self.index.gateways, message, "spec", "gateways", hint=hint)
             for position, name in enumerate(entry.resource.spec.gateways):
                 if name != "mesh":
                     self._bind_virtual_service(entry, position, name)
@@ -181,23 +183,19 @@ class _Builder:
 
     def _check_ports(self, entry: Entry[VirtualService]) -> None:
         """Refuse conditions on ports that are not there, and TCP routes that nothing can reach."""
+        gateways = [name for name, served in self._served.items() if entry.full_name in served]
         ports = {
             server.port.number: server.port.protocol
-            for name, served in self._served.items()
-            if entry.full_name in served
+            for name in gateways
             for server in self.index.gateways[name].resource.spec.servers
         }
-        are_read = all(
-            _has_all(self.index.gateways[name], "port")
-            for name, served in self._served.items()
-            if entry.full_name in served
-        )
+        are_read = all(_has_all(self.index.gateways[name], "port") for name in gateways)
         if not ports or not are_read or "Gateway" in self.router.unread:
             return
         for protocol, path, port in _match_ports(entry.resource.spec):
             if port is not None and ports.get(port) is not protocol:
                 message = f"no {protocol.value} server of its gateways has the port {port}"
-                self.problems.append(entry.origin.problem(message, *path, "port"))
+                self._refuse(entry, gateways, message, *path, "port")
         reached: dict[int, int] = {}  # port → the first route for it
         for position, route in enumerate(entry.resource.spec.tcp):
             mine = [port for port, protocol in ports.items() if protocol is Protocol.TCP]
@@ -220,7 +218,7 @@ class _Builder:
             message = f"there is no Gateway {full_name}"
             hint = nearest(full_name, self.index.gateways, "gateways")
             path = ("spec", "gateways", position)
-            self.problems.append(entry.origin.problem(message, *path, hint=hint))
+            self._refuse(entry, self.index.gateways, message, *path, hint=hint)
             return
         self._served.setdefault(full_name, {})[entry.full_name] = entry
         places = [_Place(gateway, at) for at in range(len(gateway.resource.spec.servers))]
@@ -233,15 +231,26 @@ class _Builder:
             server = f"{protocol.value} server of the Gateway {full_name}"
             mine = [place for place in places if place.server.port.protocol is protocol]
             if not mine:
-                problem = entry.origin.problem(
-                    f"there is no {server}", "spec", protocol.value.lower()
-                )
-                self.problems.append(problem)
+                message = f"there is no {server}"
+                self._refuse(entry, [full_name], message, "spec", protocol.value.lower())
                 continue
             for at, host in enumerate(spec.hosts):
                 if not any(list(place.domain(host, entry.namespace)) for place in mine):
                     message = f"no {server} serves the host {host!r}"
-                    self.problems.append(entry.origin.problem(message, "spec", "hosts", at))
+                    self._refuse(entry, [full_name], message, "spec", "hosts", at)
+
+    def _refuse(
+        self,
+        entry: Entry[VirtualService],
+        gateways: Iterable[str],
+        message: str,
+        *path: str | int,
+        hint: str = "",
+    ) -> None:
+        """Refuse where a VirtualService is to be served, at what may be one of these gateways."""
+        self.problems.append(entry.origin.problem(message, *path, hint=hint))
+        if entry.resource.spec.tcp:
+            self._routed_amiss.update(gateways)
 
     def listener(self, bound: _Bound) -> Listener:
         """Build one listener with everything that is served on it.
@@ -308,7 +317,9 @@ class _Builder:
         are_read = all(
             place.is_whole("hosts") and place.gateway.origin.is_named for place in bound.places
         )
-        if first is None and are_read and "VirtualService" not in self.router.unread:
+        is_read = are_read and "VirtualService" not in self.router.unread
+        served_by = {place.gateway.full_name for place in bound.places}
+        if first is None and is_read and not served_by & self._routed_amiss:
             message = f"no VirtualService has a tcp route for {bound.address}"
             self.problems.append(bound.places[0].problem(message, "port"))
 

@@ -111,8 +111,9 @@ class Decoder:
             return frozenset(kinds.KINDS)
         if kind.text in kinds.KINDS:
             return frozenset({kind.text})
-        served = kind.text not in istio.KINDS
-        return frozenset(nearest_name(kind.text, kinds.KINDS) if served else ())
+        if kind.text in istio.KINDS:
+            return frozenset()
+        return frozenset(nearest_name(kind.text, kinds.KINDS) or kinds.KINDS)
 
     def _with_hosts(
         self, node: Node, resource: kinds.Resource, path: str, gaps: Gaps

@@ -4,6 +4,8 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from meshfast.control.push.resolver import LOOK_UPS_MAX, Resolver, look_up_host
 
 
@@ -71,7 +73,7 @@ def test_the_system_answers_for_loopback_and_not_for_nonsense() -> None:
     assert look_up_host("a" * 300) == []
 
 
-def test_names_that_take_long_hold_up_nobody() -> None:
+def test_names_that_take_long_hold_up_neither_the_push_of_others_nor_a_later_name() -> None:
     release = threading.Event()
 
     def look_up(host: str) -> list[str]:
@@ -80,18 +82,124 @@ def test_names_that_take_long_hold_up_nobody() -> None:
         return ["1.2.3.4"]
 
     async def run() -> None:
-        resolver = Resolver(look_up)
-        for number in range(10):
+        resolver, changes = Resolver(look_up), []
+        for number in range(LOOK_UPS_MAX - 1):
             resolver.addresses(f"slow{number}")
         resolver.addresses("z")
+        work = asyncio.create_task(resolver.run(lambda: changes.append(1)))
+        await until(lambda: changes)
+        assert resolver.addresses("z") == ["1.2.3.4"]
+        assert resolver.addresses("later") == []
+        await until(lambda: len(changes) == 2)
+        assert resolver.addresses("later") == ["1.2.3.4"]
+        assert resolver.addresses("slow0") == []
+        release.set()
+        await until(lambda: len(changes) == 2 + LOOK_UPS_MAX - 1)
+        work.cancel()
+
+    asyncio.run(run())
+
+
+def test_the_end_waits_for_no_look_up() -> None:
+    release, began = threading.Event(), threading.Event()
+
+    def look_up(host: str) -> list[str]:
+        began.set()
+        release.wait(10)
+        return []
+
+    async def run() -> None:
+        resolver = Resolver(look_up)
+        resolver.addresses("slow")
         work = asyncio.create_task(resolver.run(lambda: None))
-        await until(lambda: resolver.addresses("z"))
+        await until(began.is_set)
         work.cancel()
 
     began_s = time.monotonic()
     asyncio.run(run())  # waits for threads of its own, at its end
     assert time.monotonic() - began_s < 5
     release.set()
+
+
+def test_a_look_up_that_fails_unexpectedly_is_logged_and_made_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = [ValueError("a defect")]
+
+    def look_up(host: str) -> list[str]:
+        if failures:
+            raise failures.pop(0)
+        return ["1.2.3.4"]
+
+    async def run() -> None:
+        resolver = Resolver(look_up, refresh_s=0.01)
+        resolver.addresses("a")
+        work = asyncio.create_task(resolver.run(lambda: None))
+        await until(lambda: resolver.addresses("a"))
+        work.cancel()
+
+    asyncio.run(run())
+    [record] = caplog.records
+    assert record.getMessage() == "the look-up of a failed unexpectedly"
+    assert "ValueError: a defect" in (record.exc_text or "")
+
+
+def test_a_host_without_a_thread_is_looked_up_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [RuntimeError("can't start new thread")] * (LOOK_UPS_MAX + 1)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if refusals:
+            raise refusals.pop()
+        start(thread)
+
+    async def run() -> None:
+        resolver = Resolver(Names(a=["1.2.3.4"]), refresh_s=0.005)
+        resolver.addresses("a")
+        work = asyncio.create_task(resolver.run(lambda: None))
+        await until(lambda: resolver.addresses("a"))
+        work.cancel()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    asyncio.run(run())
+    assert {record.getMessage() for record in caplog.records} == {
+        "a was not looked up: can't start new thread"
+    }
+
+
+def test_a_host_that_is_named_again_is_looked_up_at_once_and_forgotten_ones_keep_their_places() -> (
+    None
+):
+    release, names = threading.Event(), Names(a=["1.2.3.4"])
+
+    def look_up(host: str) -> list[str]:
+        found = names(host)
+        if host.startswith("slow"):
+            release.wait(10)
+        return found
+
+    async def run() -> None:
+        resolver = Resolver(look_up, refresh_s=3600)
+        work = asyncio.create_task(resolver.run(lambda: None))
+        resolver.addresses("a")
+        await until(lambda: resolver.addresses("a"))
+        slow = [f"slow{number}" for number in range(LOOK_UPS_MAX)]
+        for host in slow:
+            resolver.addresses(host)
+        await until(lambda: len(names.asked) == 1 + LOOK_UPS_MAX)
+        resolver.keep([])
+        assert resolver.addresses("a") == []
+        for _ in range(10):  # turns in which it could be asked
+            await asyncio.sleep(0)
+        assert names.asked.count("a") == 1
+        release.set()
+        await until(lambda: resolver.addresses("a"))
+        assert names.asked.count("a") == 2
+        work.cancel()
+
+    asyncio.run(run())
 
 
 def test_so_many_names_are_looked_up_at_a_time() -> None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -15,6 +15,13 @@ from meshfast.cli.control import default_state_dir, split_address
 from tests.control.server.conftest import free_port
 
 COMMAND = [sys.executable, "-c", "from meshfast.cli import main; main()", "control"]
+#: A defect where connections are taken.
+DEFECT = """
+from meshfast.control.admission import Admission
+def enter(*_):
+    raise ValueError("a defect")
+Admission.enter = enter
+"""
 READY = "control plane ready: sidecars on "
 
 
@@ -25,10 +32,12 @@ class Running:
         self.state_dir = state_dir
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, *options: str) -> tuple[subprocess.Popen[str], str]:
+    def start(
+        self, *options: str, command: Sequence[str] = COMMAND
+    ) -> tuple[subprocess.Popen[str], str]:
         """Start one and return it with its address."""
         process = subprocess.Popen(
-            [*COMMAND, "--state-dir", str(self.state_dir), *options],
+            [*command, "--state-dir", str(self.state_dir), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,6 +78,23 @@ def test_it_says_where_it_listens_and_ends_with_0_on_sigterm(running: Running) -
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert errors == ""
+
+
+def test_a_defect_that_ends_a_part_of_it_ends_all_of_it_and_is_said(running: Running) -> None:
+    program = DEFECT + COMMAND[2]
+    command = [sys.executable, "-c", program, "control"]
+    process, address = running.start("--address", "127.0.0.1:0", command=command)
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10):
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    lines = errors.splitlines()
+    assert "CRITICAL meshfast.control.server accepting has ended unexpectedly" in lines[0]
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-2:] == [
+        "ValueError: a defect",
+        "the control plane cannot go on: accepting: ValueError('a defect')",
+    ]
 
 
 def test_a_default_that_is_taken_gives_way_and_a_given_address_does_not(
