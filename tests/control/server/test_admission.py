@@ -32,23 +32,21 @@ class Door:
         return self.admission.enter(address, now_s, partial(self.ended.append, f"#{self.entered}"))
 
 
-def test_there_is_a_bound_in_all_and_one_for_a_source() -> None:
-    door = Door(waiting_max=3, of_source_max=2)
+def test_there_is_a_bound() -> None:
+    door = Door(waiting_max=2)
     first = door.enter("10.0.0.1")
     assert first is not None
     assert door.enter("10.0.0.1") is not None
     assert door.enter("10.0.0.1") is None
-    assert door.enter("10.0.0.2") is not None
-    assert door.enter("10.0.0.2") is None
     first()
     first()
-    assert len(door.admission) == 2
+    assert len(door.admission) == 1
     assert door.enter("10.0.0.1") is not None
     assert door.ended == []
 
 
 def test_the_oldest_makes_place_for_its_own_source_when_it_was_silent_for_too_long() -> None:
-    door = Door(of_source_max=2, patience_s=3.0)
+    door = Door(waiting_max=2, patience_s=3.0)
     oldest = door.enter("10.0.0.1", 0.0)
     assert oldest is not None
     assert door.enter("10.0.0.1", 2.0) is not None
@@ -63,7 +61,7 @@ def test_the_oldest_makes_place_for_its_own_source_when_it_was_silent_for_too_lo
 
 
 def test_sources_with_many_make_place_for_one_with_few_at_once() -> None:
-    door = Door(waiting_max=6, of_source_max=4)
+    door = Door(waiting_max=6)
     for address in ("10.0.0.1",) * 4 + ("10.0.0.2",) * 2:
         assert door.enter(address) is not None
     assert door.enter("10.0.0.3") is not None
@@ -71,8 +69,17 @@ def test_sources_with_many_make_place_for_one_with_few_at_once() -> None:
     assert door.enter("10.0.0.3") is not None
     assert door.ended == ["#1", "#2"]
     assert door.enter("10.0.0.3") is None  # it has its share
-    assert door.enter("10.0.0.4", 3.0) is not None
+    assert door.enter("10.0.0.1") is None
     assert len(door.admission) == 6
+
+
+def test_one_source_may_have_all_places_and_gives_them_to_others() -> None:
+    door = Door(waiting_max=6)
+    for _ in range(6):
+        assert door.enter("10.0.0.1") is not None
+    for number in range(3):
+        assert door.enter(f"10.0.1.{number}") is not None
+    assert door.ended == ["#1", "#2", "#3"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,8 @@ def test_sources_with_many_make_place_for_one_with_few_at_once() -> None:
 def test_a_source_is_an_address_or_a_network_of_64_bits(
     one: str, other: str, are_one: bool
 ) -> None:
-    door = Door(of_source_max=1)
+    door = Door(waiting_max=2)
+    assert door.enter(one) is not None
     assert door.enter(one) is not None
     assert (door.enter(other) is None) is are_one
 
@@ -97,7 +105,7 @@ def test_a_source_is_an_address_or_a_network_of_64_bits(
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.booleans()), max_size=60))
 def test_bounds_and_counts_hold_whatever_happens(steps: list[tuple[int, int, bool]]) -> None:
-    door = Door(waiting_max=6, of_source_max=3, patience_s=5.0)
+    door = Door(waiting_max=6, patience_s=5.0)
     inside: dict[str, tuple[str, Callable[[], None]]] = {}
     now_s = 0.0
     for source, later_s, leaves in steps:
@@ -112,7 +120,8 @@ def test_bounds_and_counts_hold_whatever_happens(steps: list[tuple[int, int, boo
             inside.pop(gone)[1]()
         door.ended.clear()
         assert len(door.admission) == len(inside) <= 6
-        assert max(Counter(source for source, _ in inside.values()).values(), default=0) <= 3
+        held = Counter(source for source, _ in inside.values())
+        assert dict(held) == {name: len(one) for name, one in door.admission._sources.items()}
 
 
 def silent(plane: Plane, source: str = "127.0.0.1") -> socket.socket:
@@ -122,7 +131,7 @@ def silent(plane: Plane, source: str = "127.0.0.1") -> socket.socket:
 
 
 def test_silent_connections_beyond_the_bound_are_closed_and_streams_live_on(start: Start) -> None:
-    plane = start(admission=Admission(of_source_max=4, patience_s=60))
+    plane = start(admission=Admission(waiting_max=4, patience_s=60))
     with Sidecar.join(plane.token("payment")) as sidecar:
         sidecar.wait_open()
         sidecar.subscribe()
@@ -144,7 +153,7 @@ def test_silent_connections_beyond_the_bound_are_closed_and_streams_live_on(star
 
 
 def test_silent_strangers_shut_nobody_out(start: Start) -> None:
-    plane = start(admission=Admission(waiting_max=8, of_source_max=4, patience_s=60))
+    plane = start(admission=Admission(waiting_max=8, patience_s=60))
     with ExitStack() as stack:
         strangers = [
             stack.enter_context(silent(plane, source))
@@ -159,7 +168,7 @@ def test_silent_strangers_shut_nobody_out(start: Start) -> None:
 
 
 def test_silent_neighbours_behind_one_address_make_place_after_a_while(start: Start) -> None:
-    plane = start(admission=Admission(of_source_max=2, patience_s=0.0))
+    plane = start(admission=Admission(waiting_max=2, patience_s=0.0))
     with silent(plane) as first, silent(plane):
         waiting_is(plane.options.admission, 2)
         with Sidecar.join(plane.token("payment")) as sidecar:
@@ -169,7 +178,7 @@ def test_silent_neighbours_behind_one_address_make_place_after_a_while(start: St
 
 
 def test_one_that_makes_place_in_its_handshake_leaves_nothing_behind(start: Start) -> None:
-    plane = start(admission=Admission(of_source_max=1, patience_s=0.0))
+    plane = start(admission=Admission(waiting_max=1, patience_s=0.0))
     with ExitStack() as stack:
         opened = [stack.enter_context(silent(plane)) for _ in range(20)]
         for one in opened[:-1]:
@@ -201,7 +210,7 @@ def test_handshakes_have_less_time_when_places_are_few(
 def test_those_without_a_place_are_said_once_in_a_while(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane = start(admission=Admission(of_source_max=1, patience_s=60))
+    plane = start(admission=Admission(waiting_max=1, patience_s=60))
 
     def turn_away(number: int) -> None:
         for _ in range(number):
