@@ -209,11 +209,11 @@ def test_a_server_that_is_another_hears_why_and_sees_no_handshake_end(
     to_server.write(client.records())
     with pytest.raises(ssl.SSLWantReadError):
         server.do_handshake()
-    with pytest.raises(ConnectionError, match="not spiffe://.*-of-another"):
+    with pytest.raises(ConnectionError, match=r"not spiffe://.*-of-another"):
         client.receive(to_client.read())
     assert not client.is_open
     to_server.write(client.records())
-    with pytest.raises(ssl.SSLError, match="(?i)alert certificate unknown"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert certificate unknown"):
         server.do_handshake()
 
 
