@@ -25,6 +25,9 @@ struct Bench {
 /// Place of the inbox in [`Bench::far`].
 const INBOX_CHANNEL: usize = 1;
 
+/// And of the resolver.
+const RESOLVER_CHANNEL: usize = 2;
+
 impl Bench {
     fn new(origin: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -18,11 +18,19 @@ enum Kind {
     Inside,
     /// In a tunnel, with bytes of its own.
     Opaque,
+    /// The same to a host outside the mesh, whose name takes its time to resolve.
+    Outside,
     /// In a tunnel, in which the other side speaks first.
     Silent,
 }
 
-const KINDS: [Kind; 4] = [Kind::Absolute, Kind::Inside, Kind::Opaque, Kind::Silent];
+const KINDS: [Kind; 5] = [
+    Kind::Absolute,
+    Kind::Inside,
+    Kind::Opaque,
+    Kind::Outside,
+    Kind::Silent,
+];
 
 struct Caller {
     kind: Kind,
@@ -47,6 +55,8 @@ struct Scene {
     callers: Vec<Caller>,
     served: Vec<Served>,
     greetings: usize,
+    /// Questions to the resolver that have no answer yet.
+    questions: Vec<u64>,
     /// Without the callee's proxy a connect goes on and on.
     is_far_awake: bool,
     random: Random,
@@ -60,6 +70,9 @@ impl Scene {
         let application = TcpListener::bind("127.0.0.1:0").unwrap();
         let (mesh, port) = patient_mesh(&application);
         application.set_nonblocking(true).unwrap();
+        mesh.near.far[RESOLVER_CHANNEL]
+            .set_nonblocking(true)
+            .unwrap();
         Self {
             mesh,
             port,
@@ -67,6 +80,7 @@ impl Scene {
             callers: Vec::new(),
             served: Vec::new(),
             greetings: 0,
+            questions: Vec::new(),
             is_far_awake: true,
             random: Random::new(seed),
         }
@@ -101,8 +115,28 @@ impl Scene {
             self.mesh.advance(Duration::from_millis(ms));
         }
         self.turn();
+        self.resolve();
         self.serve();
         self.listen();
+    }
+
+    /// Answers a question now and then, of whoever has asked and may be gone.
+    fn resolve(&mut self) {
+        let resolver = &self.mesh.near.far[RESOLVER_CHANNEL];
+        let mut buffer = [0; 1_024];
+        while let Ok(length) = resolver.recv(&mut buffer) {
+            let asked: serde_json::Value = serde_json::from_slice(&buffer[..length]).unwrap();
+            self.questions.push(asked["id"].as_u64().unwrap());
+        }
+        if !self.questions.is_empty() && self.once_in(8) {
+            let one = self.draw(self.questions.len());
+            let id = self.questions.swap_remove(one);
+            let answer = format!(
+                r#"{{"type":"resolved","id":{id},"addresses":["127.0.0.1"],"error":null}}"#
+            );
+            let resolver = &self.mesh.near.far[RESOLVER_CHANNEL];
+            resolver.send(answer.as_bytes()).unwrap();
+        }
     }
 
     fn turn(&mut self) {
@@ -119,9 +153,10 @@ impl Scene {
         let port = self.port;
         let sent = match kind {
             Kind::Absolute => head(&format!("GET http://c:{port}/{tag}"), "c"),
-            Kind::Inside => tunnel(port) + &format!("GET /{tag} HTTP/1.1\r\nHost: c\r\n\r\n"),
-            Kind::Opaque => tunnel(port) + &format!("\0{tag}"),
-            Kind::Silent => tunnel(port),
+            Kind::Inside => tunnel("c", port) + &format!("GET /{tag} HTTP/1.1\r\nHost: c\r\n\r\n"),
+            Kind::Opaque => tunnel("c", port) + &format!("\0{tag}"),
+            Kind::Outside => tunnel("elsewhere", port) + &format!("\0{tag}"),
+            Kind::Silent => tunnel("c", port),
         };
         let mut stream = TcpStream::connect(self.mesh.near.address).unwrap();
         stream.write_all(sent.as_bytes()).unwrap();
@@ -225,8 +260,8 @@ impl Served {
     }
 }
 
-fn tunnel(port: u16) -> String {
-    let to = format!("c:{port}");
+fn tunnel(host: &str, port: u16) -> String {
+    let to = format!("{host}:{port}");
     head(&format!("CONNECT {to}"), &to)
 }
 
@@ -292,6 +327,7 @@ impl Kind {
             Self::Absolute => "absolute",
             Self::Inside => "inside",
             Self::Opaque => "opaque",
+            Self::Outside => "outside",
             Self::Silent => "silent",
         }
     }
