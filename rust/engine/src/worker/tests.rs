@@ -11,6 +11,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use meshfast_mesh::Snapshot;
+
+use crate::error::Failure;
 
 /// A worker with one HTTP listener in front of `origin`.
 struct Bench {
