@@ -283,7 +283,7 @@ fn tags(bytes: &[u8]) -> Vec<String> {
 #[test]
 fn nothing_of_one_caller_reaches_another_however_they_come_and_go() {
     let mut served: HashMap<&str, usize> = HashMap::new();
-    for seed in 0..12 {
+    for seed in 0..16 {
         let mut scene = Scene::new(seed);
         for _ in 0..ROUNDS {
             scene.round();
@@ -317,7 +317,7 @@ fn nothing_of_one_caller_reaches_another_however_they_come_and_go() {
     // Else nothing was shown.
     for kind in KINDS {
         let count = served.get(kind.name()).copied().unwrap_or_default();
-        assert!(count >= 20, "{kind:?}: {served:?}");
+        assert!(count >= 8, "{kind:?}: {served:?}");
     }
 }
 
