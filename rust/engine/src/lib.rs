@@ -5,8 +5,10 @@
 //! names, write logs to files. It never calls Python and never waits for another process.
 //!
 //! Code map: `worker` is the loop; `listener` accepts; `downstream`, `exchange`, `begin` and
-//! `upstream` carry requests; `head` writes heads; `record` writes access records, `span` traces; `shared` is the
-//! memory all processes see; `slab` numbers what a worker has; `os` holds every `unsafe`.
+//! `upstream` carry requests, over `leg` from one proxy to another; `head` writes heads; `record`
+//! writes access records, `span` traces; `shared` is the memory all processes see; `slab` numbers what
+//! a worker has; `os` holds every `unsafe`. `upstream`, `leg` and `worker` each name the files below
+//! them.
 //!
 //! Tests: beside each module; whole workers in `tests/dataplane`.
 #![deny(unsafe_code)]

@@ -319,7 +319,7 @@ enum Told {
 }
 
 impl Told {
-    pub(super) fn of(event: Event<'_>) -> Self {
+    fn of(event: Event<'_>) -> Self {
         match event {
             Event::Accepted(stream) => Self::Taken(stream),
             Event::Data(..) => Self::Nothing,

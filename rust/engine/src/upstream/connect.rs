@@ -68,7 +68,7 @@ impl Worker {
             .any(|listener| listener.is_reached_by(dial))
     }
 
-    pub(super) fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
+    fn connect(&mut self, exchange_id: usize, dial: &Dial, slot: Option<u32>) {
         let mut opened = self.open_upstream(dial, slot);
         if opened.as_ref().is_err_and(is_out_of_descriptors) && self.evict_idle() {
             opened = self.open_upstream(dial, slot);

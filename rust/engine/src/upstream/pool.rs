@@ -37,7 +37,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn idle(&mut self, slot: Option<u32>, address: &Address) -> &mut Vec<usize> {
+    fn idle(&mut self, slot: Option<u32>, address: &Address) -> &mut Vec<usize> {
         match slot {
             Some(slot) => {
                 let slot = slot as usize;
@@ -59,7 +59,7 @@ impl Pool {
     }
 
     /// Some idle connections, the longest idle of each place first.
-    pub(super) fn all(&self, count: usize) -> Vec<usize> {
+    fn all(&self, count: usize) -> Vec<usize> {
         let places = self.passthrough.values().chain(&self.by_slot);
         places.flatten().copied().take(count).collect()
     }

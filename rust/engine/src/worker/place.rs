@@ -21,9 +21,7 @@ pub(super) enum Place {
 }
 
 pub(super) const CONTROL: Token = Token(4);
-
 pub(super) const INBOX: Token = Token(12);
-
 pub(super) const RESOLVER: Token = Token(20);
 
 /// The lowest three bits say what it is, the rest which one.

@@ -63,7 +63,7 @@ impl Worker {
         Duration::from_millis(sleep_ms)
     }
 
-    pub(super) fn turn(&mut self, events: &Events) {
+    fn turn(&mut self, events: &Events) {
         let mut told = Vec::new();
         for event in events {
             match Place::of(event.token()) {
