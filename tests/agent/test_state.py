@@ -91,6 +91,7 @@ def test_the_newest_of_what_waits_is_written(state: StateDirectory) -> None:
     assert state.finish(10)
     assert state.read("resources") == b"99"
     assert Path(state.path, "running").read_bytes() == b"99"
+    assert state.read("running") == b"99"
     assert state.failure == ""
 
 

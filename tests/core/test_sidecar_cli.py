@@ -216,7 +216,7 @@ def test_a_token_of_another_control_plane_drops_what_the_earlier_one_has_given(
     planner: Planner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = StateDirectory(planner.start().mesh.state_dir)
-    dropped = {"identity", "joining", "resources"}
+    dropped = {"identity", "joining", "resources", "running"}
 
     def kept() -> set[str]:
         return {name for name in dropped if state.read(name) is not None}
@@ -310,6 +310,35 @@ def test_only_addresses_that_nobody_wrote_give_way(planner: Planner) -> None:
     assert sockets["outbound/127.0.0.1:15001"]["fallback"]
     assert not sockets["inbound/0.0.0.0:15006"]["fallback"]
     assert not sockets["metrics"]["fallback"]
+
+
+def test_an_address_that_nobody_wrote_begins_where_the_last_start_listened(
+    planner: Planner,
+) -> None:
+    last = {
+        "port": 8080,
+        "outbound": "127.0.0.1:41001",
+        "inbound": "0.0.0.0:42263",
+        "metrics": "127.0.0.1:43020",
+        "upstreams": [],
+    }
+    state = StateDirectory(planner.start().mesh.state_dir)
+    state.write_now("running", json.dumps(last).encode())
+
+    def kept(**given: Any) -> list[str]:
+        sockets = planner.settings(planner.plan(**given))["sockets"]
+        taken = Settings.parse(json.dumps(planner.settings(planner.plan(**given))).encode())
+        assert [one.kept for one in taken.sockets] == [one["kept"] for one in sockets]
+        return [one["kept"] for one in sockets]
+
+    assert kept() == ["127.0.0.1:41001", "0.0.0.0:42263", "127.0.0.1:43020"]
+    assert kept(explicit="inbound_address") == ["127.0.0.1:41001", "", "127.0.0.1:43020"]
+    # Upstreams and the application come first, and so does an address that somebody wrote.
+    upstreams = ("db=127.0.0.1:41001",)
+    assert kept(upstreams=upstreams) == ["", "0.0.0.0:42263", "", "127.0.0.1:43020"]
+    assert kept(port=42263, instance="payment-8080") == ["127.0.0.1:41001", "", "127.0.0.1:43020"]
+    metrics = {"metrics_address": "127.0.0.1:42263", "explicit": "metrics_address"}
+    assert kept(**metrics) == ["127.0.0.1:41001", "", ""]
 
 
 def test_the_supervisor_takes_the_settings(planner: Planner) -> None:

@@ -1,5 +1,7 @@
 """The whole mesh as a user starts it: `meshfast run`, applications that know nothing, clients."""
 
+import contextlib
+import signal
 import socket
 import sys
 import threading
@@ -12,13 +14,22 @@ from pathlib import Path
 import pytest
 
 from meshfast import _core
-from tests.mesh.harness import Fixture, Sidecar, free_port, scrape, until_reached, wait_until
+from tests.mesh.harness import (
+    DEADLINE_S,
+    Fixture,
+    Sidecar,
+    free_port,
+    scrape,
+    until_reached,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_core, "generate_key"), reason="the extension has no mutual TLS yet"
 )
 
 COLD_STARTS = 20  # 200 with -m full
+SLACK_S = 3.0  # for a machine that does other things as well
 FIRST_CALL = """
 import json, os, sys, urllib.request
 with urllib.request.urlopen(sys.argv[1], timeout=10) as answer:
@@ -187,6 +198,31 @@ def test_a_killed_control_plane_fails_no_request_and_a_restart_serves_within_two
         mesh.control.start()
         wait_until(lambda: len(mesh.control.ask(sidecars=True)) == 3, "all come back")
     assert calls.counted.keys() == {"200"}, calls.counted
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_without_control_plane_is_found_by_its_callers_though_its_port_was_a_free_one(
+    mesh: Fixture, end: signal.Signals
+) -> None:
+    with contextlib.ExitStack() as taken:
+        with contextlib.suppress(OSError):  # somebody else who has the port does as well
+            taken.enter_context(socket.create_server(("0.0.0.0", 15006)))
+        payment = mesh.serve("payment")
+        order = mesh.run("order")
+        url = f"http://payment:{payment.port}/"
+        until_reached(order, url)
+        parts = ("inbound", "outbound", "metrics")
+        before = {part: payment.address(part) for part in parts}
+        assert not before["inbound"].endswith(":15006")
+        mesh.control.kill()
+        payment.process.send_signal(end)
+        assert payment.process.wait(DEADLINE_S) in (128 + end, -end)
+        began = time.monotonic()
+        payment.start()
+        payment.until_started()
+        until_reached(order, url)
+        assert time.monotonic() - began < 2.0 + SLACK_S
+        assert {part: payment.address(part) for part in parts} == before
 
 
 def test_a_stopped_instance_fails_no_request_of_its_callers(mesh: Fixture) -> None:

@@ -181,6 +181,29 @@ def test_a_second_start_needs_neither_token_nor_control_plane_and_takes_two_seco
         wait_until(lambda: workloads(control), "it is registered")
 
 
+def test_a_second_start_listens_where_the_first_did_also_after_a_hot_restart(
+    tmp_path: Path, control: Control
+) -> None:
+    names = ("outbound/127.0.0.1:15001", "inbound/0.0.0.0:15006", "metrics")
+    with contextlib.ExitStack() as taken:
+        for address in (("127.0.0.1", 15001), ("0.0.0.0", 15006), ("127.0.0.1", 15020)):
+            with contextlib.suppress(OSError):  # somebody else who has the port does as well
+                taken.enter_context(socket.create_server(address))
+        with Started(tmp_path / "sidecar", control.token("payment")) as first:
+            first.app_pid()
+            first.wait_for_text("configuration applied")
+            before = [first.address(name) for name in names]
+            first.signal(signal.SIGUSR2)
+            first.wait_for_text("all workers are of image 1")
+            first.wait_for_text("control plane connected", times=2)
+            first.signal(signal.SIGTERM)
+            first.wait()
+        control.kill()
+        with Started(tmp_path / "sidecar", None, app_port=first.app_port) as second:
+            second.app_pid()
+            assert [second.address(name) for name in names] == before
+
+
 def test_a_start_with_a_token_that_is_used_up_ends_with_one(
     tmp_path: Path, control: Control
 ) -> None:

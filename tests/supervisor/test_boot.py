@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def test_tells_one_line_per_socket(serving_mesh: Callable[..., Mesh], tmp_path: 
     assert lines[0].endswith("instead of 127.0.0.1:0 (web)")
     assert lines[1] == f"meshfast: listening on unix:{tmp_path}/socket (local)"
     assert mesh.ask(name="local")["slot"] in (0, 1)
+
+
+def test_tells_which_address_a_socket_has_missed(serving_mesh: Callable[..., Mesh]) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        kept, taken, default = (f"127.0.0.1:{one.getsockname()[1]}" for one in servers)
+        servers[0].close()
+        again = {"address": default, "owner": "worker", "fallback": True}
+        sockets = [
+            {**again, "name": "kept", "kept": kept},
+            {**again, "name": "lost", "kept": taken},
+            {**again, "name": "new"},
+        ]
+        mesh = serving_mesh(sockets=sockets)
+    lines = [line for line in mesh.stderr.splitlines() if "listening on" in line]
+    assert lines[0] == f"meshfast: listening on {kept} instead of {default} (kept)"
+    assert lines[1].endswith(f" instead of {taken} (lost)")
+    assert lines[2].endswith(f" instead of {default} (new)")
 
 
 def test_an_explicit_address_that_is_taken_ends_the_start_with_a_hint(

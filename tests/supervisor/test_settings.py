@@ -37,6 +37,13 @@ def test_takes_a_complete_document() -> None:
     assert (settings.worker_module, settings.agent_module) == ("meshfast.worker", "meshfast.agent")
 
 
+def test_takes_a_socket_with_the_address_of_the_last_start_and_without() -> None:
+    sockets = parse(
+        {**GOOD, "sockets": [WEB, {**WEB, "name": "b", "kept": "127.0.0.1:81"}]}
+    ).sockets
+    assert [one.kept for one in sockets] == ["", "127.0.0.1:81"]
+
+
 def test_takes_an_application() -> None:
     app = parse({**GOOD, "app": {"command": ["a", "b"], "env": {"C": "d"}}}).app
     assert app is not None
@@ -72,6 +79,7 @@ def test_refuses_a_document_without_a_field(name: str) -> None:
         ({"sockets": [WEB, WEB]}, r"sockets\[1\]: the name web is used twice"),
         ({"sockets": [{**WEB, "owner": "root"}]}, r"sockets\[0\]: owner must be one of"),
         ({"sockets": [{**WEB, "backlog": 1}]}, r"sockets\[0\]: backlog is not known"),
+        ({"sockets": [{**WEB, "kept": None}]}, r"sockets\[0\]: kept must be str"),
         ({"entry_points": {"thread": "x"}}, "entry_points: thread is not known"),
     ],
 )

@@ -14,8 +14,8 @@ from meshfast.supervisor.settings import SocketSettings
 from meshfast.supervisor.sockets import BindError, Listener, bind, bind_all
 
 
-def entry(address: str, fallback: bool = False) -> SocketSettings:
-    return SocketSettings("web", address, "worker", fallback)
+def entry(address: str, fallback: bool = False, kept: str = "") -> SocketSettings:
+    return SocketSettings("web", address, "worker", fallback, kept)
 
 
 @pytest.fixture
@@ -164,6 +164,48 @@ def test_waits_for_the_workers_of_a_predecessor_to_let_go(
     (listener,) = bind_all([entry(address)], has_predecessor=True)
     assert len(waits) == 1
     assert listener.address == address
+    listener.close()
+
+
+def free() -> str:
+    """Return an address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_binds_where_the_last_start_listened_rather_than_the_default() -> None:
+    kept = free()
+    (listener,) = bind_all([entry(free(), fallback=True, kept=kept)], has_predecessor=False)
+    assert listener.address == kept
+    listener.close()
+
+
+def test_binds_the_default_when_somebody_has_the_kept_address_and_then_any(taken: str) -> None:
+    default = free()
+    (listener,) = bind_all([entry(default, fallback=True, kept=taken)], has_predecessor=False)
+    assert listener.address == default
+    (other,) = bind_all([entry(default, fallback=True, kept=taken)], has_predecessor=False)
+    assert other.address not in (default, taken)
+    assert other.address.startswith("127.0.0.1:")
+    listener.close()
+    other.close()
+
+
+def test_a_kept_address_that_is_none_is_no_reason_not_to_start() -> None:
+    default = free()
+    (listener,) = bind_all([entry(default, fallback=True, kept="nowhere")], has_predecessor=False)
+    assert listener.address == default
+    listener.close()
+
+
+def test_waits_for_the_workers_of_a_predecessor_at_the_kept_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    kept = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(time, "sleep", lambda _: server.close())
+    (listener,) = bind_all([entry(free(), fallback=True, kept=kept)], has_predecessor=True)
+    assert listener.address == kept
     listener.close()
 
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from meshfast.telemetry.families import AgentFacts
     from meshfast.telemetry.source import Source
 
-__all__ = ["IDENTITY", "JOINING", "RESOURCES", "Keys", "Mesh", "MeshSettings"]
+__all__ = ["IDENTITY", "JOINING", "RESOURCES", "RUNNING", "Keys", "Mesh", "MeshSettings"]
 
 IDENTITY, RESOURCES = "identity", "resources"
 JOINING = "joining"
@@ -258,7 +258,7 @@ class Mesh:
         return identity
 
     def _write_facts(self) -> None:
-        """Say where this start listens: for the application's shell, and for `check`."""
+        """Say where this start listens: to the application's shell, `check` and the next start."""
         facts = self._sidecar
         running = {
             "port": facts.app_port,

@@ -4,7 +4,8 @@
     <state dir>/<instance>/joining      the key of a join that has not been answered yet (likewise)
     <state dir>/<instance>/resources    the last configuration that all workers served from
     <state dir>/<instance>/environment  the proxy variables of the application, for `sidecar`
-    <state dir>/<instance>/running      addresses and ports of this start, for `check`
+    <state dir>/<instance>/running      addresses and ports of the last start, for `check` and
+                                        the next one
 
 A file is one line, `meshfast-state 1 <BLAKE2b-256 of the rest>`, and the rest; the last two are
 plain text. Writing happens in a thread, because a sync may take as long as the disk wants; the
@@ -58,7 +59,8 @@ class StateDirectory:
     def read(self, name: str) -> bytes | None:
         """Give the newest whole content, None when there is none.
 
-        Raises StateError for a file that is not private or not whole.
+        Raises StateError for a file that is not private or not whole; plain text has no checksum,
+        and is given as it is.
         """
         path = os.path.join(self.path, name)
         try:
@@ -75,6 +77,8 @@ class StateDirectory:
                 mode = stat.S_IMODE(found.st_mode)
                 raise StateError(f"{path} has mode {mode:04o}; it must be 0600 (chmod 600)")
             data = file.read(FILE_BYTES_MAX)
+        if name in PLAIN:
+            return data
         content = data[HEAD_BYTES:]
         if data[:HEAD_BYTES] != _head(content):
             raise StateError(f"{path} is damaged: its checksum does not match")

@@ -34,6 +34,7 @@ import rich_click as click
 from meshfast.agent.health import listening_addresses, network_order
 from meshfast.cli.launch import default_runtime_dir
 from meshfast.cli.output import show
+from meshfast.cli.running import Running
 from meshfast.cli.sidecar import PROXY_VARIABLES, default_state_dir
 from meshfast.errors import ConfigError
 
@@ -53,16 +54,6 @@ IGNORE_PROXIES = {
     "redis-cli": UPSTREAM_HINT,
 }
 TOLD_OTHERWISE = {"node": "NODE_USE_ENV_PROXY"}
-
-
-class Running(msgspec.Struct, frozen=True):
-    """The file `running` of a state directory; `port` is the application's."""
-
-    port: int
-    outbound: str
-    inbound: str
-    metrics: str
-    upstreams: tuple[str, ...] = ()
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

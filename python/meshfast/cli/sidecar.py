@@ -31,11 +31,12 @@ import rich_click as click
 from click.core import ParameterSource
 
 import meshfast
-from meshfast.agent.mesh import IDENTITY, JOINING, RESOURCES, MeshSettings
+from meshfast.agent.mesh import IDENTITY, JOINING, RESOURCES, RUNNING, MeshSettings
 from meshfast.agent.state import StateDirectory, StateError
 from meshfast.cli import launch
 from meshfast.cli.output import show
 from meshfast.cli.proxy import LOG_LEVELS, Duration
+from meshfast.cli.running import kept_addresses
 from meshfast.cli.tracing import sampling_ppm, tracing_options
 from meshfast.discovery.messages import LABELS_MAX
 from meshfast.discovery.token import JoinToken, TokenError
@@ -309,28 +310,6 @@ def settings(
 ) -> dict[str, Any]:
     """Give the settings of the supervisor, version 1."""
     facts = plan.mesh.sidecar
-    workers = [
-        (facts.outbound, "outbound_address" not in plan.explicit),
-        (facts.inbound, "inbound_address" not in plan.explicit),
-        *((one.listener, False) for one in facts.upstreams),
-    ]
-    sockets = [
-        {
-            "name": name,
-            "address": name.partition("/")[2],
-            "owner": "worker",
-            "fallback": may_give_way,
-        }
-        for name, may_give_way in workers
-    ]
-    sockets.append(
-        {
-            "name": "metrics",
-            "address": plan.metrics_address,
-            "owner": "agent",
-            "fallback": "metrics_address" not in plan.explicit,
-        }
-    )
     url = plan.proxy_url.replace("{outbound}", "{" + facts.outbound + "}")
     variables = {**_variables(url, environment), "MESHFAST_INSTANCE": plan.instance}
     return {
@@ -339,7 +318,7 @@ def settings(
         "runtime_dir": plan.runtime_dir,
         "workers": plan.workers,
         "drain_ms": plan.drain_ms,
-        "sockets": sockets,
+        "sockets": _sockets(plan),
         "shared_memory_fd": shared_memory_fd,
         "snapshot_fd": snapshot_fd,
         "generation": 1,
@@ -377,6 +356,33 @@ def explicit_options(ctx: click.Context) -> frozenset[str]:
     return frozenset(
         name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     )
+
+
+def _sockets(plan: Plan) -> list[dict[str, Any]]:
+    """Say what to bind; an address that nobody wrote gives way, and begins where it last was."""
+    facts = plan.mesh.sidecar
+    workers = [(facts.outbound, "outbound"), (facts.inbound, "inbound")]
+    workers += [(one.listener, "") for one in facts.upstreams]
+    sockets = [(name, name.partition("/")[2], "worker", part) for name, part in workers]
+    sockets.append(("metrics", plan.metrics_address, "agent", "metrics"))
+    giving_way = {
+        part: address
+        for _, address, _, part in sockets
+        if part and f"{part}_address" not in plan.explicit
+    }
+    fixed = [address for _, address, _, part in sockets if part not in giving_way]
+    reserved = {str(facts.app_port), *(address.rpartition(":")[2] for address in fixed)}
+    kept = kept_addresses(StateDirectory(plan.mesh.state_dir), giving_way, reserved)
+    return [
+        {
+            "name": name,
+            "address": address,
+            "owner": owner,
+            "fallback": part in giving_way,
+            "kept": kept.get(part, ""),
+        }
+        for name, address, owner, part in sockets
+    ]
 
 
 def _token(path: str | None, environment: Mapping[str, str]) -> JoinToken | None:
@@ -457,7 +463,7 @@ def _forget_the_earlier_mesh(state: StateDirectory) -> None:
         file=sys.stderr,
         flush=True,
     )
-    for name in (IDENTITY, JOINING, RESOURCES):
+    for name in (IDENTITY, JOINING, RESOURCES, RUNNING):
         state.remove(name)
 
 

@@ -72,7 +72,8 @@ def _boot(text: bytes) -> Supervisor:
         lock.release(lock_fd)
         raise
     for entry, listener in zip(settings.sockets, listeners, strict=True):
-        instead = "" if listener.address == entry.address else f" instead of {entry.address}"
+        missed = entry.address if listener.address == entry.kept else entry.kept or entry.address
+        instead = "" if listener.address == missed else f" instead of {missed}"
         say(f"listening on {listener.address}{instead} ({listener.name})")
     return Supervisor(Holdings(settings, lock_fd, listeners))
 

@@ -1,8 +1,8 @@
 """The settings document: what the CLI hands to the supervisor, declared in one table.
 
 JSON in, a `Settings` out, or one `SettingsError` that names the field. Every declared key is
-required but `entry_points`; a key that is not declared is refused, so a newer CLI cannot be half
-understood. Nothing is defaulted here: defaults are the CLI's.
+required but `entry_points` and a socket's `kept`; a key that is not declared is refused, so a newer
+CLI cannot be half understood. Nothing is defaulted here: defaults are the CLI's.
 
 `entry_points` names the modules whose `main(settings: bytes)` a child runs, and directories to put
 on the module path first; the agent's also has `check`, for a hot restart. The tests of the
@@ -59,6 +59,7 @@ SOCKET: dict[str, type | tuple[type, ...]] = {
     "owner": str,
     "fallback": bool,
 }
+SOCKET_OPTIONAL: dict[str, type | tuple[type, ...]] = {"kept": str}
 OWNERS = ("agent", "worker")
 ENTRY_POINTS: dict[str, type | tuple[type, ...]] = {"path": list, "worker": str, "agent": str}
 ENTRY_POINTS_OF_MESHFAST: dict[str, object] = {
@@ -74,16 +75,20 @@ class SettingsError(Exception):
 
 
 class SocketSettings:
-    """One socket to bind: its name, `ip:port`, `[ip6]:port` or `unix:/path`, and who gets it."""
+    """One socket to bind: its name, `ip:port`, `[ip6]:port` or `unix:/path`, and who gets it.
 
-    __slots__ = ("address", "fallback", "name", "owner")
+    `kept` is where a start before this one listened, which is tried first; empty for nowhere.
+    """
 
-    def __init__(self, name: str, address: str, owner: str, fallback: bool) -> None:
+    __slots__ = ("address", "fallback", "kept", "name", "owner")
+
+    def __init__(self, name: str, address: str, owner: str, fallback: bool, kept: str = "") -> None:
         """Keep the fields as they are; `owner` is one of `OWNERS`."""
         self.name = name
         self.address = address
         self.owner = owner
         self.fallback = fallback
+        self.kept = kept
 
 
 class AppSettings:
@@ -211,7 +216,7 @@ def _sockets(entries: list[object]) -> list[SocketSettings]:
         place = f"settings: sockets[{index}]"
         if type(entry) is not dict:
             raise SettingsError(f"{place}: not an object")
-        fields = _checked(entry, SOCKET, {}, place)
+        fields = _checked(entry, SOCKET, SOCKET_OPTIONAL, place)
         if fields["owner"] not in OWNERS:
             raise SettingsError(f"{place}: owner must be one of {', '.join(OWNERS)}")
         if fields["name"] in sockets:

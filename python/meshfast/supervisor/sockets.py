@@ -88,22 +88,18 @@ class Listener:
 def bind_all(entries: list[SocketSettings], has_predecessor: bool) -> list[Listener]:
     """Bind every socket, or raise the first `BindError` with nothing left open.
 
-    After a predecessor that died uncleanly, an address that is taken is tried again for
-    `PREDECESSOR_S`: its workers are about to let go.
+    The kept address of an entry comes first. After a predecessor that died uncleanly, an address
+    that is taken is tried again for `PREDECESSOR_S`: its workers are about to let go.
     """
     give_up_at = time.monotonic() + (PREDECESSOR_S if has_predecessor else 0.0)
     listeners: list[Listener] = []
-    for entry in entries:
-        while True:
-            try:
-                listeners.append(bind(entry))
-                break
-            except BindError as error:
-                if error.code != errno.EADDRINUSE or time.monotonic() >= give_up_at:
-                    for listener in listeners:
-                        listener.close()
-                    raise
-                time.sleep(PREDECESSOR_TRY_S)
+    try:
+        for entry in entries:
+            listeners.append(_bind_where_it_was(entry, give_up_at))
+    except BindError:
+        for listener in listeners:
+            listener.close()
+        raise
     return listeners
 
 
@@ -118,6 +114,28 @@ def bind(entry: SocketSettings) -> Listener:
         if error.code != errno.EADDRINUSE or not entry.fallback:
             raise
         return _bind_tcp(entry, family, host, 0)
+
+
+def _bind_where_it_was(entry: SocketSettings, give_up_at: float) -> Listener:
+    """Bind the kept address if it can be had, else what the entry says."""
+    if entry.kept:
+        before = SocketSettings(entry.name, entry.kept, entry.owner, fallback=False)
+        try:
+            return _bind_until(before, give_up_at)
+        except BindError:  # somebody else has it by now
+            pass
+    return _bind_until(entry, give_up_at)
+
+
+def _bind_until(entry: SocketSettings, give_up_at: float) -> Listener:
+    """Bind; while the address is taken, again until `give_up_at`."""
+    while True:
+        try:
+            return bind(entry)
+        except BindError as error:
+            if error.code != errno.EADDRINUSE or time.monotonic() >= give_up_at:
+                raise
+        time.sleep(PREDECESSOR_TRY_S)
 
 
 def _bind_tcp(
