@@ -21,6 +21,8 @@ def rows() -> list[list[str]]:
 
 def path_of(name: str) -> Path:
     """Return the file that a reference names."""
+    if name.startswith("tests/"):
+        return ROOT / name
     return ROOT / "tests" / name if "/" in name else SUITE / name
 
 
