@@ -313,8 +313,10 @@ impl Connection {
         input: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
-        if let Some(stream) = self.ended.take() {
-            return Ok((0, self.end_received(stream)));
+        // None when the caller has reset the stream since its last bytes.
+        let ended = self.ended.take().and_then(|it| self.end_received(it));
+        if ended.is_some() {
+            return Ok((0, ended));
         }
         if let Some((stream, left, ends)) = self.data {
             return Ok(self.hand_out(stream, left, ends, input, out));

@@ -149,6 +149,34 @@ fn a_stream_carries_bytes_both_ways_and_is_forgotten() {
 }
 
 #[test]
+fn what_comes_behind_a_stream_that_is_reset_at_its_last_bytes_is_not_held_up() {
+    let mut pair = Pair::new(usize::MAX);
+    let (first, second) = (pair.open(1, Carries::Tcp), pair.open(2, Carries::Tcp));
+    pair.exchange();
+    let Pair { client, server, .. } = &mut pair;
+    client.connection.send(first, b"last", &mut client.out);
+    client.connection.send(second, b"next", &mut client.out);
+    let mut bytes = std::mem::take(&mut client.out);
+    // END_STREAM on the first DATA frame, which `send` leaves to `end`.
+    bytes[4] = 1;
+    let mut at = 0;
+    let mut next = |connection: &mut Connection, out: &mut Vec<u8>| loop {
+        let (used, event) = connection.receive(&bytes[at..], out).unwrap();
+        at += used;
+        match event {
+            Some(Event::Data(stream, _)) => return Some(stream),
+            None if used == 0 => return None,
+            _ => {}
+        }
+    };
+    assert_eq!(next(&mut server.connection, &mut server.out), Some(first));
+    server
+        .connection
+        .reset(first, ErrorCode::Cancel, &mut server.out);
+    assert_eq!(next(&mut server.connection, &mut server.out), Some(second));
+}
+
+#[test]
 fn many_streams_do_not_mix() {
     both_ways(|pair| {
         let streams: Vec<u32> = (0..50)
