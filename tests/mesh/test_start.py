@@ -184,22 +184,27 @@ def test_a_second_start_needs_neither_token_nor_control_plane_and_takes_two_seco
 def test_a_second_start_listens_where_the_first_did_also_after_a_hot_restart(
     tmp_path: Path, control: Control
 ) -> None:
-    names = ("outbound/127.0.0.1:15001", "inbound/0.0.0.0:15006", "metrics")
-    with contextlib.ExitStack() as taken:
-        for address in (("127.0.0.1", 15001), ("0.0.0.0", 15006), ("127.0.0.1", 15020)):
-            with contextlib.suppress(OSError):  # somebody else who has the port does as well
-                taken.enter_context(socket.create_server(address))
-        with Started(tmp_path / "sidecar", control.token("payment")) as first:
+    hosts = {"outbound": "127.0.0.1", "inbound": "0.0.0.0", "metrics": "127.0.0.1"}
+    with contextlib.ExitStack() as stack:
+        given: dict[str, Any] = {}
+        for part, host in hosts.items():
+            taken = stack.enter_context(socket.create_server((host, free_port())))
+            given[f"{part}_address"] = f"{host}:{taken.getsockname()[1]}"
+        names = [f"{part}/{given[part + '_address']}" for part in ("outbound", "inbound")]
+        names.append("metrics")
+        with Started(tmp_path / "sidecar", control.token("payment"), **given) as first:
             first.app_pid()
             first.wait_for_text("configuration applied")
             before = [first.address(name) for name in names]
+            assert not {*before} & {*given.values()}
             first.signal(signal.SIGUSR2)
             first.wait_for_text("all workers are of image 1")
             first.wait_for_text("control plane connected", times=2)
             first.signal(signal.SIGTERM)
             first.wait()
         control.kill()
-        with Started(tmp_path / "sidecar", None, app_port=first.app_port) as second:
+        given["app_port"] = first.app_port
+        with Started(tmp_path / "sidecar", None, **given) as second:
             second.app_pid()
             assert [second.address(name) for name in names] == before
 
