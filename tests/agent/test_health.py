@@ -2,11 +2,12 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from meshfast.agent.health import AppHealth, listening_addresses
+from meshfast.agent.health import EVERY_S, AppHealth, listening_addresses
 from meshfast.agent.loop import Loop
 from tests.agent.harness import wait_for
 
@@ -18,6 +19,7 @@ class Watched:
         self.loop = Loop()
         self.changes: list[bool] = []
         self.health = AppHealth(self.loop, port, self.changes.append)
+        assert not self.health.is_known
         self.loop.call_later(0, self.health.start)
         self.tick()
         self.thread = threading.Thread(target=self.loop.run)
@@ -48,12 +50,22 @@ def watched(port: int) -> Iterator[Watched]:
 
 def test_a_port_is_healthy_while_it_accepts(watched: Watched, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
-        wait_for(lambda: watched.changes == [True])
+        wait_for(lambda: watched.changes[-1:] == [True])
         assert watched.health.seen
-    wait_for(lambda: watched.changes == [True, False])
+    wait_for(lambda: not watched.changes[-1])
     assert watched.health.seen
     with socket.create_server(("127.0.0.1", port)):
-        wait_for(lambda: watched.changes == [True, False, True])
+        wait_for(lambda: watched.changes[-3:] == [True, False, True])
+
+
+def test_a_port_that_accepts_again_is_noticed_soon(watched: Watched, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        wait_for(lambda: watched.changes[-1:] == [True])
+    wait_for(lambda: not watched.changes[-1])
+    with socket.create_server(("127.0.0.1", port)):
+        back_at = time.monotonic()
+        wait_for(lambda: watched.changes[-1])
+        assert time.monotonic() - back_at < EVERY_S / 2
 
 
 def test_a_connect_cannot_meet_itself_on_a_port_where_nobody_listens(
@@ -66,15 +78,17 @@ def test_a_connect_cannot_meet_itself_on_a_port_where_nobody_listens(
     assert asking != "127.0.0.1"
 
 
-def test_a_port_that_never_accepted_says_nothing(port: int) -> None:
-    one = Watched(port)
-    with socket.create_server(("127.0.0.1", 0)) as other:
+def test_a_port_that_never_accepted_is_said_to_refuse_once(watched: Watched) -> None:
+    wait_for(lambda: watched.changes)
+    with socket.create_server(("127.0.0.1", 0)) as other:  # to whose end more answers come
         another = Watched(other.getsockname()[1])
         wait_for(lambda: another.changes == [True])
+        other.close()
+        wait_for(lambda: another.changes == [True, False])
         another.close()
-    one.close()
-    assert one.changes == []
-    assert not one.health.seen
+    assert watched.changes == [False]
+    assert watched.health.is_known
+    assert not watched.health.seen
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])

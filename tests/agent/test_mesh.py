@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 
@@ -375,7 +376,7 @@ def test_a_first_push_without_routes_that_are_taken_starts_nobody(
 # registration
 
 
-def test_registers_once_the_port_accepts_and_says_when_it_does_not(
+def test_registers_with_the_first_answer_of_the_port_and_says_when_it_changes(
     tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
 ) -> None:
     with accepting() as app:
@@ -406,13 +407,21 @@ def test_registers_the_port_that_callers_name(
         assert list(agent.endpoints_of("inbound|80||")) == [f"127.0.0.1:{port}"]
 
 
-def test_does_not_register_before_the_port_has_accepted(
-    agent: MeshAgent, control: ControlPlane
+def test_registers_before_the_port_has_accepted_and_is_not_healthy_until_then(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent]
 ) -> None:
+    with accepting() as app:
+        port = app.getsockname()[1]
+    agents.append(agent := MeshAgent(tmp_path, control, app_port=port))
     agent.until_meshed()
-    put_order(control, "10.0.0.7:1")
-    agent.pump(lambda: "10.0.0.7:1" in agent.endpoints_of(ORDER), "it goes on")
-    assert not control.said_of(Registration)
+    agent.pump(lambda: control.said_of(Registration), "registered")
+    assert not agent.events("application refuses")  # it has not been started
+    with socket.create_server(("127.0.0.1", port)):
+        agent.pump(lambda: control.said_of(Registration)[-1].healthy, "healthy")
+    first, last = control.said_of(Registration)
+    assert not first.healthy
+    assert first == msgspec.structs.replace(last, healthy=False)
+    assert [one.number for one in first.ports] == [port]
 
 
 def test_says_when_the_application_can_be_reached_beside_the_sidecar(
@@ -443,7 +452,7 @@ def test_says_that_it_has_withdrawn_when_nobody_is_sent_here_any_more(
 
 
 @pytest.mark.parametrize("is_connected", [True, False])
-def test_one_that_was_never_registered_or_is_cut_off_withdraws_at_once(
+def test_one_that_has_never_accepted_or_is_cut_off_withdraws_at_once(
     agent: MeshAgent, control: ControlPlane, is_connected: bool
 ) -> None:
     agent.until_meshed()

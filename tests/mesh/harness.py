@@ -342,10 +342,12 @@ class Fixture:
         one = self.run(service, *options, **more)
 
         def known() -> bool:
-            workloads = json.dumps(self.control.ask(workloads=True))
-            return one.name in workloads
+            found = [view["workload"] for view in self.control.ask(workloads=True)]
+            return any(
+                each["instance"].startswith(f"{one.name}.") and each["healthy"] for each in found
+            )
 
-        wait_until(known, f"{one.name} registered:\n{one.text}")
+        wait_until(known, f"{one.name} is healthy:\n{one.text}")
         return one
 
     def job(self, name: str, *options: str, **more: Any) -> Job:

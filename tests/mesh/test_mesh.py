@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -9,12 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from meshfast import _core
 from tests.mesh.harness import (
     DEADLINE_S,
+    SERVICE,
     Fixture,
     Sidecar,
     free_port,
@@ -53,6 +56,61 @@ def test_services_call_each_other_by_name_over_mutual_tls(mesh: Fixture) -> None
     text = scrape(payment)
     assert labels in text
     assert 'source_principal="spiffe://cluster.local/ns/default/sa/order"' in text
+
+
+def test_a_service_is_the_meshs_before_its_application_has_ever_accepted(mesh: Fixture) -> None:
+    # Somebody else listens in plain text where the name leads outside of the mesh.
+    with Impostor() as impostor:
+        waiting = mesh.run(
+            "localhost", "--service-port", str(impostor.port), command=["sleep", "1000"]
+        )
+        wait_until(lambda: healthy_of(mesh, "localhost") == "0/1", f"known:\n{waiting.text}")
+        url = f"http://localhost:{impostor.port}/pay"
+        with mesh.run("order").caller() as order:
+            assert order.call(url, "POST").status == 503
+            app = subprocess.Popen([sys.executable, "-c", SERVICE, str(waiting.port), "late"])
+            try:
+                wait_until(lambda: order.call(url, "POST").status == 200, "the application answers")
+                wait_until(lambda: healthy_of(mesh, "localhost") == "1/1", "it is healthy")
+            finally:
+                app.kill()
+                app.wait()
+        assert impostor.heard == []
+
+
+def healthy_of(mesh: Fixture, service: str) -> str:
+    """The workloads of a service as `status` counts them; nothing while it is not known."""
+    found = mesh.control.services().get(f"{service}.default")
+    return f"{found['healthy']}/{found['workloads']}" if found else ""
+
+
+class Impostor:
+    """Answers whoever connects, in plain text, and keeps what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.port = free_port()
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self.heard.append(connection.recv(1000))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 def says(sidecar: Sidecar, text: str) -> bool:

@@ -152,9 +152,9 @@ def test_a_workload_joins_with_a_token_and_is_seen_in_sync(
         def synced() -> bool:
             mesh = json.loads(operator.run("status", "-o", "json"))
             in_sync = [one["state"] for one in mesh["sidecars"]] == ["SYNCED"]
-            return in_sync and bool(mesh["services"])  # registered once the application accepts
+            return in_sync and [one["healthy"] for one in mesh["services"]] == [1]
 
-        wait_until(synced, "the sidecar is registered and holds what it should")
+        wait_until(synced, "the application accepts and the sidecar holds what it should")
         row = operator.run("status").splitlines()[3]
         assert row.split() == ["default", "payment", str(sidecar.port), "1/1"]
         said = operator.run("service", "forget", "payment", code=1)

@@ -1,7 +1,7 @@
 """Whether the application's port accepts: a TCP connect to loopback, every second, closed at once.
 
-Until it accepted once it is asked ten times a second, so that a service is known as soon as it
-serves. A connect that takes longer than a second counts as refused. At the first success it also
+While it refuses it is asked ten times a second, so that it is called as soon as it serves (again).
+A connect that takes longer than a second counts as refused. At the first success it also
 says where the application listens: beyond loopback it can be reached beside the sidecar.
 
 Does not do: HTTP checks, thresholds.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AppHealth", "listening_addresses", "network_order"]
 
 EVERY_S = 1.0
-EVERY_AT_START_S = 0.1
+EVERY_WHILE_REFUSED_S = 0.1
 PATIENCE_S = 1.0
 
 # Where nobody listens, a connect to a port of the ephemeral range can meet itself (RFC 9293 3.5,
@@ -36,11 +36,12 @@ LISTEN = "0A"  # include/net/tcp_states.h
 
 
 class AppHealth:
-    """`healthy` is the last answer; `on_change` hears every change, the first success included."""
+    """`healthy` is the last answer; `on_change` hears the first one and every change."""
 
     def __init__(self, loop: Loop, port: int, on_change: Callable[[bool], None]) -> None:
         """Ask from `start` on."""
         self.healthy = False
+        self.is_known = False  # it has answered, one way or the other
         self.seen = False  # it has accepted once
         self._loop = loop
         self._port = port
@@ -76,9 +77,10 @@ class AppHealth:
             return
         healthy = code == 0
         self.seen = self.seen or healthy
-        self._timer = self._loop.call_later(EVERY_S if self.seen else EVERY_AT_START_S, self.start)
-        if healthy != self.healthy:
-            self.healthy = healthy
+        every_s = EVERY_S if healthy else EVERY_WHILE_REFUSED_S
+        self._timer = self._loop.call_later(every_s, self.start)
+        if healthy != self.healthy or not self.is_known:
+            self.healthy, self.is_known = healthy, True
             self._on_change(healthy)
 
 

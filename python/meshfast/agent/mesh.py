@@ -3,7 +3,7 @@
     start    what is on disk (identity, resources) → workers, at once; no control plane needed
     link     join or stream; pushes → apply → `applied` by all workers → ack or nack
     meshed   workers have an identity and a first configuration → the application may start
-    serving  renew, register while the port accepts, keep what was applied on disk
+    serving  renew, register and say whether the port accepts, keep what was applied on disk
     drain    deregister, and say so when nobody is sent here any more; configuration goes on,
              because the application may still call others
 
@@ -18,6 +18,9 @@ Invariants:
    the key of a join under way, which waits for its certificate: an answer that was lost is asked
    for again with the same key, and costs no other use of the token.
 4. A certificate that has expired is renewed before the token is used for another one.
+5. The service is registered before its port has ever accepted: callers would send in plain text to
+   whatever else has its name. But it is never called unhealthy unasked, as by an agent that begins
+   beside an application that serves.
 
 Tests: tests/agent/test_mesh.py, tests/mesh.
 """
@@ -498,8 +501,8 @@ class Mesh:
             self._link.session.send(Status(self._facts.generation, state, self._state.failure))
 
     def _register(self) -> None:
-        """Say where the application is, from the first time its port has accepted on."""
-        if not self._link.is_open or not self._health.seen:
+        """Say where the application is and whether it accepts, once its port has been asked."""
+        if not self._link.is_open or not self._health.is_known:
             return
         number = self._sidecar.service_port or self._sidecar.app_port
         port = Port(number, self._settings.protocol, self._settings.protocol)
@@ -519,7 +522,8 @@ class Mesh:
     def _check_withdrawn(self) -> None:
         """Say once that this sidecar is in nobody's endpoints, as far as can be seen from here.
 
-        What the control plane has sent to this sidecar it has sent to all.
+        What the control plane has sent to this sidecar it has sent to all. An application that
+        never accepted has no calls to lose, so a client that ends waits for nobody.
         """
         if not self._is_draining or self._has_withdrawn:
             return
@@ -556,7 +560,8 @@ class Mesh:
 
     def _on_health(self, healthy: bool) -> None:
         port = self._sidecar.app_port
-        self._log.info("application accepts" if healthy else "application refuses", port=port)
+        if self._health.seen:
+            self._log.info("application accepts" if healthy else "application refuses", port=port)
         if healthy:
             beyond = [one for one in listening_addresses(port) if not _is_loopback(one)]
             if beyond:
