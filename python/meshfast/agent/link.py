@@ -52,9 +52,9 @@ STEADY_S = 10.0  # a stream that lived for so long was not an attempt that faile
 SILENCE = 3  # heartbeats that may be missing
 JOIN_S_MAX = 15.0
 NO_TOKEN = "no certificate that is still good, and no token to join with"
-# What another attempt with the same token will not change: it would be refused itself, or its request
-# would be the same again. Of the others (control/ca/error.py has all) the limit of a rate passes, a
-# key is replaced, an issuer is mended, and what is not renewed is asked for with the token.
+# What another attempt with the same token will not change: the token or its identity is refused, or
+# the request, which would be the same again. Of the others (control/ca/error.py has all) a rate
+# passes, a key is replaced, an issuer mended, and what is not renewed is asked for with the token.
 FINAL_REFUSALS = (
     "authority",
     "extension",
