@@ -49,9 +49,10 @@ from meshfast.control.store import (
 )
 from meshfast.control.translate import check, orphans
 from meshfast.discovery import JoinToken
-from meshfast.errors import ConfigError, MeshfastError, Problem
+from meshfast.errors import ConfigError, MeshfastError, Problem, in_file_order
+from meshfast.policy.names import service_key as host_key
 from meshfast.resources import Loaded, Reading, load_bytes, read_bytes
-from meshfast.resources.kinds import DestinationRule
+from meshfast.resources.kinds import DestinationRule, Resource
 from meshfast.resources.texts import CHECKS
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "NotFoundError",
     "Operations",
     "ResourceChange",
+    "ResourceName",
     "ResourceView",
     "Revocation",
     "RevokedIdentity",
@@ -82,6 +84,8 @@ STOP_HINT: Final = (
     "stop its workloads first, `meshfast status -o json` names them; one that has crashed is gone "
     "10 s after its connection ended, or some 2 minutes after a start of the control plane"
 )
+
+SPLIT_HINT: Final = "JSON counts, as it is stored; divide it into resources of other names"
 
 Action = Literal["configured", "created", "deleted", "unchanged"]
 
@@ -104,6 +108,14 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     namespace: str
     name: str
     revision: str = ""
+
+
+class ResourceName(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which resource is meant."""
+
+    kind: str
+    namespace: str
+    name: str
 
 
 class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,9 +185,11 @@ class Revocation(RevokedIdentity, frozen=True, kw_only=True):
     """What a revocation leaves: certificates that others take until then, in seconds since 1970.
 
     Sidecars do not ask who is revoked. `None`: no certificate of the identity is valid any more.
+    `known`: there is a workload of it, or a certificate is on record.
     """
 
     certified_until_s: int | None
+    known: bool
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,7 +280,21 @@ class Operations:
         Raises `NotFoundError`, `ConfigError` when another resource needs it, and what the store
         raises.
         """
-        return await asyncio.to_thread(self._delete, kind, namespace, name, dry_run)
+        wanted = ResourceName(kind=kind, namespace=namespace, name=name)
+        done = await self.delete_all([wanted], dry_run=dry_run)
+        if not done.changes:
+            raise NotFoundError(f"there is no {kind} {namespace}/{name}")
+        return done
+
+    async def delete_all(
+        self, resources: Sequence[ResourceName], *, dry_run: bool = False
+    ) -> Applied:
+        """Remove resources together; those that are not there are not among the changes.
+
+        Raises `ConfigError` when one that stays needs any of them, and what the store raises;
+        nothing is removed then.
+        """
+        return await asyncio.to_thread(self._delete, resources, dry_run)
 
     async def get(self, kind: str, namespace: str, name: str) -> ResourceView:
         """Return a resource. Raises `NotFoundError`."""
@@ -328,11 +356,16 @@ class Operations:
         _check_labels(namespace=namespace, service_account=service_account)
         put = Put(revoked_key(namespace, service_account), b"{}")
         await asyncio.to_thread(self._store.transact, Transaction((put,)))
-        until_s = await asyncio.to_thread(
-            self._issuance.certified_until_s, namespace, service_account
+        ends = await asyncio.to_thread(self._issuance.certificate_ends, namespace, service_account)
+        is_at_work = any(
+            (one.namespace, one.account) == (namespace, service_account)
+            for one in self._mesh.workloads()
         )
         return Revocation(
-            namespace=namespace, service_account=service_account, certified_until_s=until_s
+            namespace=namespace,
+            service_account=service_account,
+            certified_until_s=max(ends.valid_s, default=None),
+            known=ends.are_known or is_at_work,
         )
 
     async def restore_identity(self, namespace: str, service_account: str) -> None:
@@ -361,7 +394,7 @@ class Operations:
                 name=service.name,
                 namespace=service.namespace,
                 host=service.host,
-                ports=tuple(port.number for port in service.ports),
+                ports=service.numbers,
                 workloads=len(workloads),
                 healthy=sum(workload.healthy for workload in workloads.values()),
                 revision=revisions.get((service.namespace, service.name), ""),
@@ -403,6 +436,7 @@ class Operations:
         expected: Sequence[Expected],
     ) -> Applied:
         new = reading.resources
+        _check_sizes(reading, self._store.limits.value_bytes_max)
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
             stored = {entry.key: entry for entry in self._entries()}
@@ -447,27 +481,24 @@ class Operations:
             )
         raise ChangedError("too many others are changing the configuration; try again")
 
-    def _delete(self, kind: str, namespace: str, name: str, dry_run: bool) -> Applied:
+    def _delete(self, resources: Sequence[ResourceName], dry_run: bool) -> Applied:
+        keys = dict.fromkeys(resource_key(one.kind, one.namespace, one.name) for one in resources)
         for _ in range(TRIES_MAX):
             guard = self._store.read(GUARD_KEY)
-            entry = self._stored(kind, namespace, name)
-            _check_unused(entry, self._entries())
-            change = ResourceChange(
-                kind=kind,
-                namespace=namespace,
-                name=name,
-                action="deleted",
-                before=msgspec.json.decode(entry.value),
-            )
+            stored = {entry.key: entry for entry in self._entries()}
+            gone = [stored[key] for key in keys if key in stored]
+            _check_unused(gone, stored)
             revision = self._store.revision()
-            if not dry_run:
+            if gone and not dry_run:
                 conditions = (Condition(GUARD_KEY, None if guard is None else guard.modified),)
-                writes = (Delete(entry.key), Put(GUARD_KEY, b""))
+                writes: list[Put | Delete] = [Delete(entry.key) for entry in gone]
+                writes.append(Put(GUARD_KEY, b""))
                 try:
-                    revision = self._store.transact(Transaction(writes, conditions))
+                    revision = self._store.transact(Transaction(tuple(writes), conditions))
                 except ConflictError:
                     continue
-            return Applied(revision=str(revision), dry_run=dry_run, changes=(change,))
+            changes = tuple(map(_removal, gone))
+            return Applied(revision=str(revision), dry_run=dry_run, changes=changes)
         raise ChangedError("too many others are changing the configuration; try again")
 
     def _forget_service(self, namespace: str, name: str) -> None:
@@ -526,6 +557,19 @@ def _readable(entries: Iterable[Entry]) -> Sequence[Loaded]:
     return found
 
 
+def _check_sizes(reading: Reading, bytes_max: int) -> None:
+    """Refuse what the store would not take, before anything is made of it."""
+    problems = []
+    for item in reading.resources:
+        size = len(encode_resource(item.resource))
+        if size > bytes_max:
+            name = f"{item.resource.kind} {_full_name(item.resource)}"
+            message = f"{name} has {size} bytes; a resource has {bytes_max} at most"
+            problems.append(item.origin.problem(message, hint=SPLIT_HINT))
+    if problems:
+        raise ConfigError(in_file_order([*reading.problems, *problems]))
+
+
 def _encoded(new: Sequence[Loaded]) -> Sequence[bytes]:
     """Write resources as they are stored. Raises `ConfigError` unless they are read back equal."""
     values, problems = [], []
@@ -569,20 +613,34 @@ def _conditions(expected: Sequence[Expected], population: Population) -> Sequenc
     return list({condition.key: condition for condition in found}.values())
 
 
-def _check_unused(entry: Entry, all: Sequence[Entry]) -> None:
-    """Refuse to remove subsets that a rule sends to."""
-    for resource in (item.resource for item in _readable([entry])):
-        if not isinstance(resource, DestinationRule):
-            continue
-        left = orphans(_readable(one for one in all if one.key != entry.key))
-        users = [
-            f"VirtualService {orphan.rule} sends to the subset {orphan.subset!r} of {orphan.host}"
-            for orphan in left - orphans(_readable(all))
-        ]
-        if users:
-            name = f"{resource.kind} {resource.metadata.namespace}/{resource.metadata.name}"
-            hint = "change or delete it first"
-            raise ConfigError(Problem(message, name, hint=hint) for message in sorted(users))
+def _check_unused(gone: Sequence[Entry], stored: Mapping[str, Entry]) -> None:
+    """Refuse to remove subsets that a rule which stays sends to."""
+    removed = [item.resource for item in _readable(gone)]
+    rules = {
+        host_key(one.spec.host, one.metadata.namespace): f"{one.kind} {_full_name(one)}"
+        for one in removed
+        if isinstance(one, DestinationRule)
+    }
+    if not rules:
+        return
+    keys = {entry.key for entry in gone}
+    left = orphans(_readable(entry for key, entry in stored.items() if key not in keys))
+    lost = sorted(left - orphans(_readable(stored.values())))
+    if lost:
+        hint = "change or delete it first"
+        raise ConfigError(
+            Problem(
+                f"VirtualService {orphan.rule} sends to the subset {orphan.subset!r} of "
+                f"{orphan.host}",
+                rules.get(orphan.host, ""),
+                hint=hint,
+            )
+            for orphan in lost
+        )
+
+
+def _full_name(resource: Resource) -> str:
+    return f"{resource.metadata.namespace}/{resource.metadata.name}"
 
 
 def _key(item: Loaded) -> str:
@@ -603,6 +661,14 @@ def _change(before: Entry | None, value: bytes) -> ResourceChange:
         action=action,
         before=None if before is None else msgspec.json.decode(before.value),
         after=after,
+    )
+
+
+def _removal(entry: Entry) -> ResourceChange:
+    kind, namespace, name = entry.key.removeprefix(RESOURCES_PREFIX).split("/")
+    before = msgspec.json.decode(entry.value)
+    return ResourceChange(
+        kind=kind, namespace=namespace, name=name, action="deleted", before=before
     )
 
 

@@ -35,6 +35,7 @@ from meshfast.control.operations import (
     Expected,
     NotFoundError,
     Operations,
+    ResourceName,
     ResourceView,
     Revocation,
     RevokedIdentity,
@@ -46,7 +47,15 @@ from meshfast.control.push import SidecarStatus
 from meshfast.control.store import StoreError
 from meshfast.errors import ConfigError, Problem
 
-__all__ = ["ApplyRequest", "Problems", "Status", "Text", "TokenRequest", "application"]
+__all__ = [
+    "ApplyRequest",
+    "DeleteRequest",
+    "Problems",
+    "Status",
+    "Text",
+    "TokenRequest",
+    "application",
+]
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +83,12 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     texts: tuple[Text, ...]
     expected: tuple[Expected, ...] = ()
+
+
+class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Resources that are removed together, or not at all; what is not there is no obstacle."""
+
+    resources: tuple[ResourceName, ...]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +156,10 @@ async def _delete(asked: _Asked) -> Applied:
     return await asked.operations.delete(path["kind"], path["namespace"], path["name"])
 
 
+async def _delete_all(asked: _Asked) -> Applied:
+    return await asked.operations.delete_all(asked.body.resources)
+
+
 async def _forget_service(asked: _Asked) -> None:
     await asked.operations.forget_service(**asked.path)
 
@@ -197,6 +216,7 @@ _TABLE: Final = (
     _Row("GET", _RESOURCE, "Read a resource", _get, ResourceView),
     _Row("DELETE", _RESOURCE, "Remove a resource", _delete, Applied),
     _Row("POST", "/v1/diff", "Show what applying would change", _diff, Applied, ApplyRequest),
+    _Row("POST", "/v1/delete", "Remove resources together", _delete_all, Applied, DeleteRequest),
     _Row("DELETE", "/v1/services/{namespace}/{name}", "Give a name free that nobody serves",
          _forget_service, None),
     _Row("GET", "/v1/revoked", "List revoked identities", _list_revoked, list[RevokedIdentity]),

@@ -35,7 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -126,6 +126,13 @@ class _Wanted:
     key: str
     token: str = ""
     before: str = ""
+
+
+class CertificateEnds(NamedTuple):
+    """When the certificates of an identity that are valid now end, in seconds since 1970."""
+
+    valid_s: list[int]
+    are_known: bool  # whether any is on record, valid or not
 
 
 class Issuance:
@@ -220,19 +227,17 @@ class Issuance:
         key = revoked_key(identity.namespace, identity.service_account)
         return self._store.read(key) is not None
 
-    def certified_until_s(self, namespace: str, service_account: str) -> int | None:
-        """Say when the last certificate of an identity ends; `None` when none is valid now.
-
-        After a revocation there will be no later one.
-        """
-        identity = SpiffeId(self._authority.trust_domain, namespace, service_account)
-        ends = (
+    def certificate_ends(self, namespace: str, service_account: str) -> CertificateEnds:
+        """Say when certificates of an identity end; after a revocation none will end later."""
+        identity = str(SpiffeId(self._authority.trust_domain, namespace, service_account))
+        ends_s = [
             issued.not_after_s
             for entry in scan_all(self._store, ISSUED_PREFIX)
             for issued in [msgspec.json.decode(entry.value, type=IssuedRecord)]
-            if issued.identity == str(identity) and issued.not_after_s > self._clock_s()
-        )
-        return max(ends, default=None)
+            if issued.identity == identity
+        ]
+        now_s = self._clock_s()
+        return CertificateEnds([one for one in ends_s if one > now_s], bool(ends_s))
 
     def forget_expired(self) -> int:
         """Remove the records of what cannot be renewed any more; say how many."""

@@ -73,6 +73,8 @@ SEND_BUFFER_BYTES: Final = 256 << 10
 WRITE_BUFFER_BYTES: Final = 64 << 10
 WRITE_BYTES: Final = 32 << 10
 UNACKNOWLEDGED_MS: Final = 30_000
+#: Of what somebody unknown says, in the log: the id of a token has 16.
+SHOWN_CHARACTERS_MAX: Final = 80
 
 log = logging.getLogger(__name__)
 
@@ -185,11 +187,11 @@ class _Join:
         try:
             issued = await asyncio.to_thread(self._issued, request)
         except (RefusedError, StoreError) as error:
-            log.warning("join refused: token %.16r, instance %.80r: %s",
-                        request.token_id, request.instance, error)  # fmt: skip
+            log.warning("join refused: token %s, instance %s: %s",
+                        _shown(request.token_id), _shown(request.instance), error)  # fmt: skip
             return CertificateResponse(request.id, refusal=str(error))
         how = f"token {request.token_id}" if request.token_id else "expired certificate"
-        log.info("joined: %s, instance %.80r", how, request.instance)
+        log.info("joined: %s, instance %s", how, _shown(request.instance))
         return CertificateResponse(request.id, list(issued.chain), self._context.bundle)
 
     def _issued(self, request: CertificateRequest) -> Issued:
@@ -469,6 +471,13 @@ def _bound(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+
+
+def _shown(text: str) -> str:
+    """Quote and escape what a stranger has said, for the log; of what is too long the beginning."""
+    if len(text) <= SHOWN_CHARACTERS_MAX:
+        return repr(text)
+    return f"{text[:SHOWN_CHARACTERS_MAX]!r}… ({len(text)} characters)"
 
 
 def _ip(writer: asyncio.StreamWriter) -> str:

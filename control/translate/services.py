@@ -77,6 +77,11 @@ class MeshService:
         return any(port.served for port in self.ports)
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Every port that it can be called by, in order."""
+        return tuple(sorted(one for port in self.ports for one in (port.number, *port.others)))
+
+    @property
     def host(self) -> str:
         """The name that clusters carry."""
         return f"{self.name}.{self.namespace}"

@@ -142,6 +142,50 @@ def test_a_start_that_cannot_join_is_said_to_be_hopeless(
     assert second.hopeless[0] == f"joining was refused: {control.refusal}"
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["authority", "extension", "malformed", "name", "revoked", "signature", "subject", "too_large"],
+)
+def test_a_refusal_that_another_attempt_with_the_token_cannot_change_is_hopeless(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent], code: str
+) -> None:
+    control.refusal = f"{code}: so it is"
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.pump(lambda: agent.hopeless, "it gives up")
+    assert agent.hopeless[0] == f"joining was refused: {control.refusal}"
+
+
+@pytest.mark.parametrize("code", ["issuer", "key", "key_age", "key_owner", "rate"])
+def test_a_refusal_that_another_attempt_may_change_is_not_hopeless(
+    tmp_path: Path, control: ControlPlane, agents: list[MeshAgent], code: str
+) -> None:
+    control.refusal = f"{code}: for now"
+    agents.append(agent := MeshAgent(tmp_path, control))
+    agent.pump(lambda: len(control.said_of(CertificateRequest)) >= 2, "it tries again")
+    assert not agent.hopeless
+
+
+def test_a_refusal_to_renew_what_has_expired_is_not_hopeless_while_the_token_is_left(
+    tmp_path: Path, authority: Authority, agents: list[MeshAgent]
+) -> None:
+    control = ControlPlane(authority, ttl_s=1)
+    try:
+        agents.append(first := MeshAgent(tmp_path, control))
+        first.until_meshed()
+        agents.remove(first)
+        first.close()
+        control.refusal = "subject: the request names another"
+        time.sleep(1.1)  # the life of the certificate
+        asked = len(control.said_of(CertificateRequest))
+        agents.append(second := MeshAgent(tmp_path, control))
+        second.pump(lambda: second.hopeless, "it gives up", 30)
+        requests = control.said_of(CertificateRequest)[asked:]
+        assert [bool(one.previous) for one in requests[:2]] == [True, False]
+        assert second.hopeless == [f"joining was refused: {control.refusal}"]
+    finally:
+        control.stop()
+
+
 def test_a_sidecar_that_is_in_the_mesh_never_gives_up(
     tmp_path: Path, authority: Authority, agents: list[MeshAgent]
 ) -> None:

@@ -26,8 +26,8 @@ from meshfast.cli.demo.story import ACTS, APPLIES, RATE
 MESHFAST = Path(sys.executable).with_name("meshfast")
 SECONDS = 5
 DEADLINE_S = 100
-#: A control plane and five supervisors with two workers, an agent and an application each.
-PROCESSES = 1 + 5 * (1 + 2 + 1 + 1)
+#: The sweeper, a control plane, and five supervisors with two workers, an agent and an application.
+PROCESSES = 1 + 1 + 5 * (1 + 2 + 1 + 1)
 SERVICES = ("load", "order", "payment-service", "inventory")
 
 # The canary as the documents have it: applied word for word.
@@ -233,6 +233,27 @@ def test_ctrl_c_while_everything_starts_leaves_nothing_behind(
     assert terminal.wait() == 128 + signal.SIGINT
     assert gone(started)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [3, PROCESSES])
+def test_sigkill_leaves_nothing_behind(terminal: Terminal, tmp_path: Path, count: int) -> None:
+    started = wait_until(
+        lambda: found if len(found := descendants(terminal.pid)) >= count else [], "processes", 30
+    )
+    assert list(tmp_path.iterdir())
+    terminal.process.kill()
+    wait_until(lambda: gone(started) and not list(tmp_path.iterdir()), "nothing to be left", 10)
+    wait_until(lambda: not of_environment(f"TMPDIR={tmp_path}"), "nobody to be left", 10)
+
+
+def of_environment(variable: str) -> list[int]:
+    """The processes that have inherited a variable of the environment."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
 
 
 def test_an_application_that_dies_fails_the_demo_with_its_log(

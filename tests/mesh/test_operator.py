@@ -24,6 +24,12 @@ spec:
       route:
         - destination: {host: payment}
 """
+VERSIONS = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: payment}
+spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
+"""
 
 
 def test_a_token_is_printed_alone_then_listed_then_revoked(operator: Operator) -> None:
@@ -86,28 +92,20 @@ def test_kinds_have_the_short_names_and_plurals_of_istio(operator: Operator) -> 
 
 
 def test_what_files_name_is_deleted_and_what_is_missing_is_said(operator: Operator) -> None:
-    versions = """\
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: payment}
-spec: {host: payment, subsets: [{name: v1, labels: {version: v1}}]}
-"""
     rule = RULE.replace("{host: payment}", "{host: payment, subset: v1}")
-    operator.run("apply", "-f", "-", stdin=rule + versions)
+    operator.run("apply", "-f", "-", stdin=f"{rule}---\n{VERSIONS}")
     # The file has them in this order; the subset is needed until the rule is gone.
-    deleted = operator.run("delete", "-f", "-", stdin=versions + "---\n" + rule)
+    deleted = operator.run("delete", "-f", "-", stdin=f"{VERSIONS}---\n{rule}")
     assert deleted.splitlines() == [
-        "VirtualService default/payment deleted",
         "DestinationRule default/payment deleted",
+        "VirtualService default/payment deleted",
     ]
     said = operator.run("delete", "-f", "-", stdin=rule, code=1)
     assert said == "there is no VirtualService default/payment\n"
 
 
 def test_an_identity_is_revoked_and_restored(operator: Operator) -> None:
-    said = operator.run("identity", "revoke", "payment")
-    assert said == ("identity default/payment revoked\nno certificate of it is valid any more\n")
+    operator.run("identity", "revoke", "payment")
     listed = "NAMESPACE  SERVICE ACCOUNT\ndefault    payment\n"
     wait_until(lambda: operator.run("identity", "list") == listed, "it is listed")
     assert operator.run("identity", "restore", "payment") == "identity default/payment restored\n"
@@ -126,8 +124,43 @@ def test_revoking_says_what_is_left_of_an_identity_and_what_to_do(operator: Oper
     assert answer == {
         "revoked": "default/payment",
         "certified_until_s": int(ends.timestamp()),
+        "known": True,
         "note": said,
     }
+    assert operator.warnings("identity", "revoke", "payment") == ""
+
+
+def test_revoking_an_identity_that_nobody_has_is_done_with_a_warning(operator: Operator) -> None:
+    said = "no workload and no certificate of default/nosuch is known"
+    warned = operator.warnings("identity", "revoke", "nosuch")
+    assert warned.startswith(f"warning: {said}")
+    assert "`meshfast identity restore`" in warned
+    answer = json.loads(operator.run("identity", "revoke", "nosuch", "-o", "json"))
+    assert answer == {
+        "revoked": "default/nosuch",
+        "certified_until_s": None,
+        "known": False,
+        "note": said,
+    }
+
+
+def test_files_are_deleted_together_or_not_at_all(operator: Operator) -> None:
+    """A rule that stays needs one of them, so all of them stay."""
+    rules = [RULE.replace("name: payment", f"name: r{n}").replace("[payment]", f"[s{n}]")
+             for n in range(3)]  # fmt: skip
+    needed = RULE.replace("{host: payment}", "{host: payment, subset: v1}")
+    everything = "---\n".join([*rules, needed, VERSIONS])
+    applied = json.loads(operator.run("apply", "-f", "-", "-o", "json", stdin=everything))
+    held = operator.run("get")
+    said = operator.run("delete", "-f", "-", stdin="---\n".join([*rules, VERSIONS]), code=1)
+    assert "VirtualService default/payment sends to the subset 'v1'" in said
+    assert operator.run("get") == held
+    gone = json.loads(operator.run("delete", "-f", "-", "-o", "json", stdin=everything))
+    assert len(gone["changes"]) == 5
+    assert operator.run("get").splitlines() == ["KIND  NAMESPACE  NAME  REVISION"]
+    # Every transaction is one revision.
+    before, after = (int(one["revision"].rpartition("-")[2]) for one in (applied, gone))
+    assert after == before + 1
 
 
 def test_a_service_that_is_not_known_cannot_be_forgotten(operator: Operator) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from meshfast.cli import sidecar as cli
 from meshfast.discovery.token import JoinToken
@@ -222,6 +223,18 @@ def test_a_start_with_a_token_that_is_used_up_ends_with_one(
         assert "meshfast: started" not in second.stderr
     finally:
         second.close()
+
+
+def test_a_start_with_a_token_whose_account_was_edited_ends_with_one(
+    tmp_path: Path, control: Control
+) -> None:
+    edited = replace(control.token("payment"), service_account="order")
+    started = Started(tmp_path / "first", edited).start()  # which may end before it serves
+    try:
+        assert started.wait() == 1
+        assert "meshfast: stopping: joining was refused: subject: " in started.stderr
+    finally:
+        started.close()
 
 
 def test_a_new_control_plane_and_a_token_of_it_are_joined_with_the_old_state(

@@ -52,8 +52,23 @@ STEADY_S = 10.0  # a stream that lived for so long was not an attempt that faile
 SILENCE = 3  # heartbeats that may be missing
 JOIN_S_MAX = 15.0
 NO_TOKEN = "no certificate that is still good, and no token to join with"
-# What another attempt with the same token will not change (control/ca/error.py has all of them).
-FINAL_REFUSALS = ("revoked", "token_expired", "token_invalid", "token_revoked", "token_used")
+# What another attempt with the same token will not change: the token or its identity is refused, or
+# the request, which would be the same again. Of the others (control/ca/error.py has all) a rate
+# passes, a key is replaced, an issuer mended, and what is not renewed is asked for with the token.
+FINAL_REFUSALS = (
+    "authority",
+    "extension",
+    "malformed",
+    "name",
+    "revoked",
+    "signature",
+    "subject",
+    "token_expired",
+    "token_invalid",
+    "token_revoked",
+    "token_used",
+    "too_large",
+)
 
 
 class Link:
@@ -99,6 +114,7 @@ class Link:
         self._on_hopeless = on_hopeless
         self._stream: Stream | None = None
         self._is_joining = False
+        self._is_token_shown = False
         self._attempts = 0
         self._connected_at = 0.0
         self._heard_at = 0.0
@@ -178,6 +194,7 @@ class Link:
                 self._on_end(NO_TOKEN)
                 return self._on_hopeless(NO_TOKEN)
             assert self._stream is not None
+            self._is_token_shown = bool(request.token_id)
             self._stream.send(request)
             self._beat = self._loop.call_later(
                 JOIN_S_MAX, lambda: self._on_end("no certificate in time")
@@ -225,7 +242,8 @@ class Link:
                 return
             reason = f"joining was refused: {message.refusal or 'unusable certificate'}"
             self._on_end(reason)
-            if message.refusal.partition(":")[0] in FINAL_REFUSALS:
+            # Without the token it was a renewal, and the token is tried next.
+            if self._is_token_shown and message.refusal.partition(":")[0] in FINAL_REFUSALS:
                 self._on_hopeless(reason)
         elif isinstance(message, Goodbye):
             self._on_end(f"joining was refused: {_why(message)}")

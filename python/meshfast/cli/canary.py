@@ -20,6 +20,8 @@ import msgspec
 import rich_click as click
 
 from meshfast.cli.operator import (
+    NAME,
+    NAMESPACE,
     ChangedError,
     OperatorApi,
     difference,
@@ -47,7 +49,6 @@ DEADLINE_S = 5.0
 #: Between two tries: full jitter, from 0 to a bound that doubles. One change takes milliseconds.
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.5
-NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
 T = TypeVar("T", DestinationRule, VirtualService)
 
 
@@ -116,7 +117,7 @@ def canary() -> None:
 
 
 @canary.command(name="set")
-@click.argument("service")
+@click.argument("service", type=NAME)
 @click.argument("shares", nargs=-1, required=True, type=_Share(), metavar="SUBSET=PERCENT...")
 @NAMESPACE
 @operator_options
@@ -163,7 +164,7 @@ def set_(
 
 
 @canary.command()
-@click.argument("service")
+@click.argument("service", type=NAME)
 @click.option("--subset", help="Which subset is the canary, where the rule does not say.")
 @NAMESPACE
 @operator_options

@@ -9,18 +9,19 @@ Tests: tests/mesh/test_operator.py.
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, operator_options, table
+from meshfast.cli.operator import LABEL, NAMESPACE, OperatorApi, operator_options, table
 from meshfast.cli.output import show
 
 __all__ = ["identity"]
 
-NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
+UNKNOWN_HINT = "was another name meant? `meshfast identity restore` takes this one back"
 
 
 @click.group()
@@ -29,7 +30,7 @@ def identity() -> None:
 
 
 @identity.command()
-@click.argument("service_account")
+@click.argument("service_account", type=LABEL)
 @NAMESPACE
 @operator_options
 def revoke(service_account: str, namespace: str, state_dir: Path | None, output: str) -> None:
@@ -41,12 +42,16 @@ def revoke(service_account: str, namespace: str, state_dir: Path | None, output:
     revoked = OperatorApi(state_dir).ask("PUT", "revoked", namespace, service_account)
     name = f"{namespace}/{service_account}"
     until_s = revoked["certified_until_s"]
-    answer = {"revoked": name, "certified_until_s": until_s, "note": _note(until_s)}
+    known, note = revoked["known"], _note(until_s)
+    if not known:  # it may be wanted beforehand
+        note = f"no workload and no certificate of {name} is known"
+        print(f"warning: {note} ({UNKNOWN_HINT})", file=sys.stderr)
+    answer = {"revoked": name, "certified_until_s": until_s, "known": known, "note": note}
     show(answer, output, lambda: _text(answer))
 
 
 @identity.command()
-@click.argument("service_account")
+@click.argument("service_account", type=LABEL)
 @NAMESPACE
 @operator_options
 def restore(service_account: str, namespace: str, state_dir: Path | None, output: str) -> None:

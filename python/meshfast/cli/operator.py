@@ -27,8 +27,19 @@ import yaml
 from meshfast.cli.control import default_state_dir
 from meshfast.control.api import BODY_BYTES_MAX, SOCKET_NAME
 from meshfast.errors import ConfigError, MeshfastError, Problem
+from meshfast.resources.texts import CHECKS
 
-__all__ = ["ChangedError", "OperatorApi", "difference", "operator_options", "table", "warn"]
+__all__ = [
+    "LABEL",
+    "NAME",
+    "NAMESPACE",
+    "ChangedError",
+    "OperatorApi",
+    "difference",
+    "operator_options",
+    "table",
+    "warn",
+]
 
 ANSWER_S = 30.0
 START_HINT = "start it with `meshfast control`, or name its --state-dir"
@@ -45,6 +56,28 @@ def operator_options(command: F) -> F:
         type=click.Path(file_okay=False, readable=False, path_type=Path),  # `ask` says who may
         help="As given to `control`.  [default: ~/.local/state/meshfast/control]",
     )(command)
+
+
+class Name(click.ParamType[str]):
+    """A name that something of a mesh can have: `label` or `name` of `CHECKS`."""
+
+    name = "text"  # as options without a type are shown
+
+    def __init__(self, check: str) -> None:
+        """`check` says which names are taken."""
+        self._check = CHECKS[check]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what nothing can be named, before it becomes part of a path of the API."""
+        expected = self._check(value)
+        if expected is not None:
+            self.fail(f"expected {expected}, got {value!r}", param, ctx)
+        return str(value)
+
+
+LABEL = Name("label")
+NAME = Name("name")
+NAMESPACE = click.option("-n", "--namespace", type=LABEL, default="default", show_default=True)
 
 
 class ChangedError(ConfigError):

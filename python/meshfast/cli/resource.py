@@ -1,6 +1,7 @@
 """`meshfast apply`, `diff`, `get` and `delete`: the policy of a running mesh.
 
-The files of one `apply` are applied together or not at all; they are read by the control plane with
+The files of one `apply` are applied together or not at all, and so is what the files of a `delete`
+name, but for what is not there. They are read by the control plane with
 the readers of `meshfast.resources`, and a problem names the file, line and column.
 
 Tests: tests/mesh/test_operator.py.
@@ -16,12 +17,21 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, difference, operator_options, table, warn
+from meshfast.cli.operator import (
+    LABEL,
+    NAME,
+    NAMESPACE,
+    OperatorApi,
+    difference,
+    operator_options,
+    table,
+    warn,
+)
 from meshfast.cli.output import show
 from meshfast.control.api import BODY_BYTES_MAX
 from meshfast.errors import ConfigError, MeshfastError, Problem
 from meshfast.resources import read_bytes, utf8_problem
-from meshfast.resources.kinds import KINDS, Resource
+from meshfast.resources.kinds import KINDS
 
 __all__ = ["apply", "delete", "diff", "get"]
 
@@ -38,8 +48,6 @@ ALIASES = {
     "workloadentries": "WorkloadEntry",
     **{f"{kind.lower()}s": kind for kind in KINDS if not kind.endswith("y") or kind == "Gateway"},
 }
-#: A control plane refuses to take away what others refer to, so these go first.
-FIRST_TO_GO = ("VirtualService",)
 #: As of kubectl: 1 is a difference.
 DIFF_FAILED = 2
 
@@ -93,8 +101,8 @@ def diff(files: tuple[str, ...], state_dir: Path | None, output: str) -> None:
 
 @click.command()
 @click.argument("kind", type=KIND, required=False)
-@click.argument("name", required=False)
-@click.option("-n", "--namespace", help="[default: all; with a name: default]")
+@click.argument("name", type=NAME, required=False)
+@click.option("-n", "--namespace", type=LABEL, help="[default: all; with a name: default]")
 @operator_options
 def get(
     kind: str | None, name: str | None, namespace: str | None, state_dir: Path | None, output: str
@@ -117,8 +125,8 @@ def get(
 
 @click.command()
 @click.argument("kind", type=KIND, required=False)
-@click.argument("name", required=False)
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.argument("name", type=NAME, required=False)
+@NAMESPACE
 @_files(required=False)
 @operator_options
 def delete(
@@ -129,7 +137,7 @@ def delete(
     state_dir: Path | None,
     output: str,
 ) -> None:
-    """Remove a resource, or those of files.
+    """Remove a resource, or those of files: together, or none while one that stays needs any.
 
     \b
         meshfast delete vs payment
@@ -142,39 +150,38 @@ def delete(
         applied = api.ask("DELETE", "resources", kind, namespace, name)
         warn(applied)
         return show(applied, output, lambda: _changes(applied))
-    changes, problems = _delete_all(api, _named(files))
-    if changes:
-        gone = {"changes": changes}
+    named = _named(files)
+    gone = api.ask("POST", "delete", body={"resources": named})
+    if gone["changes"]:
         show(gone, output, lambda: _changes(gone))
-    if problems:
-        raise ConfigError(problems)
+    names_gone = [_name_of(one) for one in gone["changes"]]
+    missing = [one for one in named if one not in names_gone]
+    if missing:
+        raise ConfigError(
+            Problem(f"there is no {one['kind']} {one['namespace']}/{one['name']}")
+            for one in missing
+        )
 
 
-def _named(files: tuple[str, ...]) -> list[Resource]:
-    """Read the resources of files. Raises ConfigError with every problem."""
+def _named(files: tuple[str, ...]) -> list[dict[str, str]]:
+    """Read which resources files name. Raises ConfigError with every problem."""
     readings = [read_bytes(one["text"].encode(), one["file"]) for one in _texts(files)["texts"]]
     problems = [problem for reading in readings for problem in reading.problems]
     if problems:
         raise ConfigError(problems)
-    return [item.resource for reading in readings for item in reading.resources]
+    return [
+        {
+            "kind": item.resource.kind,
+            "namespace": item.resource.metadata.namespace,
+            "name": item.resource.metadata.name,
+        }
+        for reading in readings
+        for item in reading.resources
+    ]
 
 
-def _delete_all(
-    api: OperatorApi, resources: list[Resource]
-) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Remove one after another; what is not there or still needed does not keep the others."""
-    changes: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    for resource in sorted(resources, key=lambda one: one.kind not in FIRST_TO_GO):
-        at = resource.metadata
-        try:
-            applied = api.ask("DELETE", "resources", resource.kind, at.namespace, at.name)
-        except ConfigError as error:
-            problems += error.problems
-        else:
-            warn(applied)
-            changes += applied["changes"]
-    return changes, problems
+def _name_of(change: dict[str, Any]) -> dict[str, str]:
+    return {part: change[part] for part in ("kind", "namespace", "name")}
 
 
 def _texts(files: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, operator_options
+from meshfast.cli.operator import LABEL, NAMESPACE, OperatorApi, operator_options
 from meshfast.cli.output import show
 
 __all__ = ["service"]
@@ -24,8 +24,8 @@ def service() -> None:
 
 
 @service.command()
-@click.argument("name")
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.argument("name", type=LABEL)
+@NAMESPACE
 @operator_options
 def forget(name: str, namespace: str, state_dir: Path | None, output: str) -> None:
     """Give the name of a service free that no workload is registered for."""

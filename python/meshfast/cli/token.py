@@ -14,7 +14,7 @@ from typing import Any
 
 import rich_click as click
 
-from meshfast.cli.operator import OperatorApi, operator_options, table
+from meshfast.cli.operator import LABEL, OperatorApi, operator_options, table
 from meshfast.cli.output import show
 from meshfast.cli.proxy import Duration
 
@@ -27,8 +27,8 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--service", required=True, help="The service that joins with it.")
-@click.option("--namespace", default="default", show_default=True)
+@click.option("--service", type=LABEL, required=True, help="The service that joins with it.")
+@click.option("--namespace", type=LABEL, default="default", show_default=True)
 @click.option("--service-account", default="", help="Its identity.  [default: the service's name]")
 @click.option("--uses", type=click.IntRange(min=1), default=1, show_default=True,
               help="How many workloads may join with it.")  # fmt: skip
@@ -74,7 +74,7 @@ def list_tokens(state_dir: Path | None, output: str) -> None:
 
 
 @token.command()
-@click.argument("id")
+@click.argument("id", type=LABEL)
 @operator_options
 def revoke(id: str, state_dir: Path | None, output: str) -> None:
     """End a join token. Workloads that joined with it stay."""

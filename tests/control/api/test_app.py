@@ -56,6 +56,20 @@ def test_files_are_applied_together_read_and_removed(api: Api) -> None:
     assert names(api) == ["api"]
 
 
+def test_resources_are_removed_together_and_what_is_not_there_is_left_out(api: Api) -> None:
+    api.ask("PUT", "/v1/resources", texts(("a", RULE), ("b", ENTRY)))
+    wanted = [
+        {"kind": "ServiceEntry", "namespace": "default", "name": "api"},
+        {"kind": "VirtualService", "namespace": "default", "name": "none"},
+        {"kind": "VirtualService", "namespace": "default", "name": "payment"},
+    ]
+    status, gone = api.ask("POST", "/v1/delete", {"resources": [*wanted, wanted[0]]})
+    assert status == 200
+    assert [one["name"] for one in gone["changes"]] == ["api", "payment"]
+    assert names(api) == []
+    assert api.ask("POST", "/v1/delete", {"resources": wanted})[1]["changes"] == []
+
+
 def test_one_bad_file_keeps_all_out_with_the_problems_of_each(api: Api) -> None:
     bad = texts(("good.yaml", ENTRY), ("a.yaml", RULE.replace("3s", "x")), ("b.yaml", "kind: X"))
     status, refused = api.ask("PUT", "/v1/resources", bad)
@@ -124,7 +138,7 @@ def test_the_description_names_every_route_and_only_schemas_that_it_has(api: Api
     status, described = api.ask("GET", "/v1/openapi.json")
     assert status == 200
     routes = {(path, method) for path, of in described["paths"].items() for method in of}
-    assert len(routes) == 13
+    assert len(routes) == 14
     assert ("/v1/resources/{kind}/{namespace}/{name}", "delete") in routes
     references: set[str] = set()
 
@@ -146,7 +160,7 @@ def test_an_identity_is_revoked_listed_and_restored(api: Api) -> None:
     one = "/v1/revoked/default/payment"
     assert message(api.ask("DELETE", one)) == (404, "default/payment is not revoked")
     name = {"namespace": "default", "service_account": "payment"}
-    assert api.ask("PUT", one) == (200, {**name, "certified_until_s": None})
+    assert api.ask("PUT", one) == (200, {**name, "certified_until_s": None, "known": False})
     revoked = [name]
     eventually(lambda: api.ask("GET", "/v1/revoked") == (200, revoked))
     assert api.ask("DELETE", one) == (200, None)

@@ -330,6 +330,22 @@ def test_the_log_of_tokens_and_the_stored_rows_do_not_hold_secrets(
             assert token.secret.encode() not in path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("id", "logged"),
+    [
+        ("fea99437d053d0f1", "'fea99437d053d0f1'"),
+        ("a\nb\x1b[2J", r"'a\nb\x1b[2J'"),
+        ("a" * 81, f"'{'a' * 80}'… (81 characters)"),
+    ],
+)
+def test_the_log_has_the_whole_id_of_a_token_that_was_refused(
+    plane: Plane, caplog: pytest.LogCaptureFixture, id: str, logged: str
+) -> None:
+    refused(replace(plane.token(), id=id))
+    [line] = [one for one in caplog.messages if one.startswith("join refused: ")]
+    assert line.startswith(f"join refused: token {logged}, instance 'i")
+
+
 def test_files_of_the_state_are_private(plane: Plane, tmp_path: Path) -> None:
     join(plane.token())
     for path in [tmp_path / "state", *(tmp_path / "state").rglob("*")]:

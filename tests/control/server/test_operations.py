@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -109,6 +110,22 @@ def test_what_would_not_be_read_back_is_refused_at_its_place(plane: Plane) -> No
     [found] = problems(plane, long)
     assert found.startswith("mesh.yaml:1:1")
     assert "cannot be stored" in found
+    assert stored(plane) == []
+
+
+def test_what_is_too_large_is_refused_at_its_place_before_anything_is_judged(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshfast.control.operations.check", None)
+    large = RULE.replace("timeout: 3s", f"name: {'x' * (1 << 20)}")
+    [found] = problems(plane, f"{ENTRY}---\n{large}")
+    size = re.fullmatch(
+        r"mesh.yaml:10:1: VirtualService default/payment has (\d+) bytes; a resource has 1048576 "
+        r"at most \(.*\)",
+        found,
+    )
+    assert size is not None, found
+    assert (1 << 20) < int(size[1]) < (1 << 20) + 1000
     assert stored(plane) == []
 
 
@@ -521,7 +538,7 @@ def test_services_and_workloads_are_shown(plane: Plane) -> None:
             )
         )
         [service] = plane.ask(plane.operations.services())
-        assert (service.host, service.ports) == ("payment.default", (8080,))
+        assert (service.host, service.ports) == ("payment.default", (8080, 8081))
         assert (service.workloads, service.healthy) == (2, 1)
         shown = plane.ask(plane.operations.workloads())
         assert [(one.workload.instance, one.connected) for one in shown] == [

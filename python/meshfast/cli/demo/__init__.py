@@ -3,7 +3,7 @@
 A control plane and order → payment-service (v1, v2) → inventory, each an ordinary HTTP process
 under `meshfast run`. Everything is real: processes, sockets, certificates, and this installation's
 `meshfast`. It exits with 1 when any act did not come out as it should, and leaves nothing behind,
-however it ends.
+however it ends: sweeper.py is for SIGKILL.
 
 Tests: tests/demo/test_demo.py.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,6 +52,7 @@ def demo(duration: float, zipkin_address: str, output: str) -> None:
     from meshfast.cli.demo.spans import Collector
     from meshfast.cli.demo.stage import Stage
     from meshfast.cli.demo.story import RATE, play
+    from meshfast.cli.demo.sweeper import swept_folder
     from meshfast.cli.demo.verdict import problems, to_json
 
     stream = sys.stderr if output == "json" else sys.stdout
@@ -64,13 +64,14 @@ def demo(duration: float, zipkin_address: str, output: str) -> None:
     interrupts = Interrupts()
     interrupts.install()
     with ExitStack() as closing:
-        folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="meshfast-demo-"))
+        with interrupts.held():
+            folder = closing.enter_context(swept_folder())
         collector = zipkin_address
         if not collector:
             collecting = Collector()
             closing.callback(collecting.close)
             collector = collecting.address
-        stage = Stage(Path(folder), Path(sys.argv[0]).absolute(), interrupts)
+        stage = Stage(folder, Path(sys.argv[0]).absolute(), interrupts)
         closing.callback(stage.close)
         console.print("a control plane, and five workloads under meshfast run, are starting")
         try:

@@ -9,7 +9,8 @@ process. Ports are free ones of the loopback interface.
 Invariants:
 1. Each process leads a group of its own, so that Ctrl-C reaches the demo alone, which ends them in
    order: the load, then the services, which have no requests any more, and the control plane.
-2. After `close` none of them runs, whatever state they were in.
+2. After `close` none of them runs, whatever state they were in. Without it the sweeper ends them,
+   by the mark that they and all below them have in their environment.
 3. A process that ends or does not come up in time is an error that shows the end of its log.
 
 Tests: tests/demo/test_stage.py.
@@ -35,6 +36,7 @@ from typing import Any, TypeVar
 from meshfast.cli.demo import service
 from meshfast.cli.demo.interrupts import Interrupts
 from meshfast.cli.demo.load import CHAIN, SPLIT, Sample
+from meshfast.cli.demo.sweeper import MARK
 from meshfast.cli.operator import OperatorApi
 from meshfast.errors import MeshfastError
 
@@ -132,7 +134,7 @@ class Stage:
         try:
             done = subprocess.run(
                 [str(self._meshfast), *words, "--state-dir", str(self._state_dir), "-o", "json"],
-                env=_environment(),
+                env=self._environment(),
                 capture_output=True,
                 text=True,
                 timeout=ANSWER_S,
@@ -195,12 +197,21 @@ class Stage:
         with (self._folder / f"{name}.log").open("ab") as log, self._interrupts.held():
             self._processes[name] = subprocess.Popen(
                 command,
-                env={**_environment(), **more},
+                env={**self._environment(), **more},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
             )
+
+    def _environment(self) -> dict[str, str]:
+        """Give the demo's without proxies and what is for other commands of ours; with the mark."""
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("MESHFAST_") and not key.lower().endswith("_proxy")
+        }
+        return {**inherited, MARK: str(self._folder)}
 
     def _is_whole(self) -> bool:
         """Tell whether every service is healthy and every sidecar in sync."""
@@ -264,15 +275,6 @@ def descendants(pid: int) -> list[int]:
     for one in found:
         found.extend(children.get(one, []))
     return found
-
-
-def _environment() -> dict[str, str]:
-    """Give the environment without proxies, and without what is said to other commands of ours."""
-    return {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("MESHFAST_") and not key.lower().endswith("_proxy")
-    }
 
 
 def _services() -> Iterator[tuple[str, str, list[str]]]:
