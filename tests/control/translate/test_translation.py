@@ -54,7 +54,7 @@ def test_a_service_is_a_cluster_with_mutual_tls_and_its_endpoints_apart() -> Non
 
 def test_a_service_has_its_host_before_any_of_its_workloads_is_healthy() -> None:
     view = translated("", workload(at=1, healthy=False))
-    assert [one["name"] for one in view["route"]["outbound"]] == ["payment.default"]
+    assert clusters(routes(view, "payment")[0]) == [PAYMENT]
     assert PAYMENT in view["cluster"]
     assert [one["healthy"] for one in view["endpoint"][PAYMENT]] == [False]
 
